@@ -1,0 +1,96 @@
+// What a kernel is given: plain structs and the entry points of both backends. No torch in here,
+// so that the kernels build without it, run under the SIMT emulator and in sanitizer builds.
+//
+//   r  = 1 / sqrt(mean(x[j]^2 for j < k) + eps)          k = n: RMSNorm;  k < n: pRMSNorm
+//   y  = x * r * (weight_offset + w) + b
+//   dx = r*g - [j < k] * x * r^3 * sum(g*x over all n) / k,   g = dy * (weight_offset + w)
+//   dw = sum over rows of dy * x * r,   db = sum over rows of dy
+//
+// Everything between load and store is fp32 (fp64 for f64 input), rounded once at the end. In
+// llama mode x*r is rounded to x's dtype before the weight is multiplied (and dw uses that rounded
+// value); the rounding itself is passed through by dx.
+#pragma once
+#include <cstdint>
+
+namespace fused_rmsnorm {
+
+enum class Dtype : int { f32, f16, bf16, f64 };
+
+constexpr int64_t size_of(Dtype d) { return d == Dtype::f64 ? 8 : d == Dtype::f32 ? 4 : 2; }
+
+// Rows of n contiguous elements. Row i starts, counted in elements from data, at
+//   (i / inner) * outer_stride + (i % inner) * inner_stride
+// which covers (token, head) slices of a packed QKV tensor. A matrix has inner == 1 and
+// outer_stride == its row stride; an expanded gradient has stride 0. Always inner >= 1.
+struct Rows {
+  const void* data = nullptr;
+  int64_t inner = 1;
+  int64_t outer_stride = 0;
+  int64_t inner_stride = 0;
+};
+
+// Dtype combinations that the kernels are instantiated for (x, w, y):
+//   (f32, f32, f32)  (f64, f64, f64)
+//   (h, h, h)  (h, f32, h)  and, in llama mode only, (h, f32, f32)      h = f16 or bf16
+// Without a weight, w_dtype equals x_dtype. Any pointer may have any alignment that its element
+// type allows. An output may be the very same memory as an input (y == x, sum == residual), never
+// a shifted overlap.
+struct Forward {
+  int64_t rows = 0, n = 0, k = 0;  // 1 <= k <= n
+  double eps = 0, weight_offset = 0;
+  bool llama = false;
+  Dtype x_dtype = Dtype::f32, w_dtype = Dtype::f32, y_dtype = Dtype::f32;
+  Rows x;
+  Rows residual;                 // data == nullptr: plain norm. Else x + residual, rounded to x_dtype,
+                                 // is written to sum and that rounded value is normalised.
+  const void* weight = nullptr;  // n elements or nullptr (then 1, without the offset)
+  const void* bias = nullptr;    // n elements of w_dtype or nullptr; only together with a weight
+  void* y = nullptr;             // rows * n, contiguous
+  void* sum = nullptr;           // rows * n of x_dtype, contiguous; set exactly when residual is
+  void* rstd = nullptr;          // rows, float (double for f64); nullptr: not wanted
+};
+
+struct Backward {
+  int64_t rows = 0, n = 0, k = 0;
+  double weight_offset = 0;
+  bool llama = false;
+  Dtype x_dtype = Dtype::f32, w_dtype = Dtype::f32, dy_dtype = Dtype::f32;  // dy has y's dtype
+  Rows dy, x;
+  Rows dsum;                     // x_dtype, added to dx before it is rounded; data == nullptr: none
+  const void* weight = nullptr;
+  const void* rstd = nullptr;    // rows, contiguous, float (double for f64)
+  void* dx = nullptr;            // rows * n of x_dtype, contiguous; nullptr: not wanted
+  void* dw = nullptr;            // n of w_dtype; nullptr: not wanted
+  void* db = nullptr;            // n of w_dtype; nullptr: not wanted
+  void* workspace = nullptr;     // as many bytes as the backend's backward_workspace() says, any content
+};
+
+// CPU. The caller owns the threads: it splits rows, chunks and columns over them as it likes, and
+// the bits of every result are the same for every split.
+namespace cpu {
+
+const char* capability();  // "AVX512_BF16", "AVX512", "AVX2", "NEON" or "baseline"; capped by ATEN_CPU_CAPABILITY
+
+void forward(const Forward&, int64_t row_begin, int64_t row_end);
+int64_t forward_grain(const Forward&);  // rows below which a second thread does not pay
+
+// Backward runs in two steps: every chunk of rows writes its dx and its own fp32 partial of dw and
+// db into the workspace; then columns of the partials are added in chunk order. With neither dw
+// nor db wanted there is nothing to merge. Chunks depend on (rows, n) only, never on threads.
+int64_t backward_workspace(const Backward&);  // bytes
+int64_t backward_chunks(const Backward&);
+void backward(const Backward&, int64_t chunk_begin, int64_t chunk_end);
+void backward_merge(const Backward&, int64_t col_begin, int64_t col_end);
+
+}  // namespace cpu
+
+// CUDA. Work is queued on the stream (a cudaStream_t) of the current device; nothing synchronises.
+// forward and backward return nullptr, or a message that says what was launched and what failed.
+namespace cuda {
+
+int64_t backward_workspace(const Backward&);  // bytes; current device
+const char* forward(const Forward&, void* stream);
+const char* backward(const Backward&, void* stream);
+
+}  // namespace cuda
+}  // namespace fused_rmsnorm
