@@ -1,0 +1,76 @@
+# Two commands do everything on a bare machine (python3, a C++ compiler, make):
+#   make bench    set up, build, run the main benchmark
+#   make test     set up, build, run all tests
+#
+# The interpreter's torch is used if it has one >= 2.11; else .venv is made with torch 2.13.0.
+# PYTHON=... selects another interpreter. Nothing is downloaded for what is already present.
+PYTHON ?= python3
+TORCH := torch==2.13.0
+
+HAS_TORCH := $(shell $(PYTHON) -c "from importlib.metadata import version as v; \
+  print(tuple(int(n) for n in v('torch').split('.')[:2]) >= (2, 11))" 2>/dev/null)
+ifeq ($(HAS_TORCH),True)
+PY := $(PYTHON)
+else
+PY := $(CURDIR)/.venv/bin/python
+READY := $(PY)
+endif
+# Tools that pip puts beside the interpreter (cmake, ninja) come first.
+export PATH := $(dir $(shell command -v $(PY) || echo $(PY))):$(PATH)
+export PYTHONPATH := $(CURDIR)/python:$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+# One folder per interpreter: its stamps and its CMake build.
+STAMPS := build/$(subst /,_,$(PY))
+SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml python/fused_rmsnorm/VERSION
+PIP = $(PY) -m pip install --quiet --disable-pip-version-check
+
+.PHONY: build bench bench-full paper test lint format gpu clean
+
+build: $(STAMPS)/built
+
+bench: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
+	$(PY) -m benchmarks.bench_norms
+
+bench-full: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
+	$(PY) -m benchmarks.bench_norms --full
+
+paper: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
+	$(PY) -m benchmarks.paper
+
+test: $(STAMPS)/built $(STAMPS)/requirements-test $(STAMPS)/benchmarks-requirements
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+# On a machine with a GPU, offline: build, test, compute-sanitizer, benchmark, results file.
+gpu: $(STAMPS)/built $(STAMPS)/requirements-test
+	$(PY) -m benchmarks.gpu $(GPU_ARGS)
+
+lint: $(STAMPS)/requirements-lint
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(PY) -m clang_format --dry-run --Werror
+
+format: $(STAMPS)/requirements-lint
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(PY) -m clang_format -i
+
+clean:
+	rm -rf build dist python/fused_rmsnorm/lib python/fused_rmsnorm/include python/fused_rmsnorm/share \
+	  python/fused_rmsnorm/*.so python/*.egg-info
+
+$(CURDIR)/.venv/bin/python:
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+
+$(STAMPS)/requirements-%: requirements/%.txt requirements/build.txt | $(READY)
+	$(PIP) -r $<
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/benchmarks-requirements: benchmarks/requirements.txt | $(READY)
+	$(PIP) -r $<
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/built: $(SOURCES) $(STAMPS)/requirements-build
+	FUSED_RMSNORM_BUILD_DIR=$(STAMPS)/cmake $(PY) setup.py --quiet build_ext --inplace
+	@rm -f build/*/built && touch $@

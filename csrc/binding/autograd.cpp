@@ -1,0 +1,160 @@
+// Derivatives. rms_norm_fwd and add_rms_norm_fwd record one RmsNormBackward, whose work is one call
+// of rms_norm_bwd; rms_norm_bwd, when it is differentiated itself, records RmsNormBackwardBackward,
+// which works in closed form. Forward-mode tangents are computed beside the fused primal: a
+// kernel under Autograd that ignores them would silently drop them.
+#include <torch/library.h>
+
+#include "node.h"
+#include "ops.h"
+
+namespace fused_rmsnorm {
+namespace {
+
+using autograd::isFwGradDefined;
+using autograd::variable_list;
+
+// Derivative of the derivative. Edges: grad_output, input, weight, grad_sum.
+struct RmsNormBackwardBackward final : NormNode<3> {
+  enum { kGradOutput, kInput, kWeight };
+
+  std::string name() const override { return "RmsNormBackwardBackward"; }
+
+  variable_list backward(variable_list&& grads) override {
+    const Tensor &ddx = grads[0], &ddw = grads[1], &ddb = grads[2];
+    if (!ddx.defined() && !ddw.defined() && !ddb.defined()) return variable_list(4);
+    auto [grad_dy, grad_x, grad_w] = composite_bwd_bwd(options, ddx, ddw, ddb, unpack(kGradOutput), unpack(kInput),
+                                                       unpack_optional(kWeight));
+    return {grad_dy, grad_x, grad_w, ddx};
+  }
+};
+
+// Edges: input, weight, bias; with a fused add: input, residual, weight, bias. Gradients: of y;
+// with a fused add also of sum. What is saved as input is what was normalised, sum in that case.
+struct RmsNormBackward final : NormNode<3> {
+  enum { kInput, kWeight, kRstd };
+  bool add = false;
+
+  std::string name() const override { return add ? "AddRmsNormBackward" : "RmsNormBackward"; }
+
+  variable_list backward(variable_list&& grads) override {
+    const Tensor& dy = grads[0];
+    const Tensor dsum = add ? grads[1] : Tensor();
+    variable_list result(add ? 4 : 3);
+    const size_t weight_edge = add ? 2 : 1;
+    Tensor dx = dsum;
+    if (dy.defined()) {
+      const bool want_dx = task_should_compute_output(0) || (add && task_should_compute_output(1));
+      const Mask3 mask{want_dx, task_should_compute_output(weight_edge), task_should_compute_output(weight_edge + 1)};
+      const OptTensor grad_sum = dsum.defined() ? OptTensor(dsum) : std::nullopt;
+      std::tie(dx, result[weight_edge], result[weight_edge + 1]) =
+          call_bwd(options, dy, unpack(kInput), unpack_optional(kWeight), unpack(kRstd), grad_sum, mask);
+    }
+    result[0] = dx;
+    if (add) result[1] = dx;
+    return result;
+  }
+
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    NormNode::compiled_args(args);
+    args.collect(add);
+  }
+};
+
+Tensor tangent_of(const OptTensor& t) { return isFwGradDefined(t) ? t->_fw_grad(0) : Tensor(); }
+OptTensor primal_of(const OptTensor& t) { return present(t) ? OptTensor(t->_fw_primal(0)) : std::nullopt; }
+
+Two fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
+  Tensor y, rstd;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    std::tie(y, rstd) = call_fwd(options, x, weight, bias);
+  }
+  if (autograd::compute_requires_grad(x, weight, bias)) {
+    auto node = make_node<RmsNormBackward>();
+    node->set_next_edges(autograd::collect_next_edges(x, weight, bias));
+    node->options = options;
+    node->saved[RmsNormBackward::kInput].set(x);
+    node->saved[RmsNormBackward::kWeight].set(weight);
+    node->saved[RmsNormBackward::kRstd].set(rstd);
+    autograd::set_history(y, node);
+  }
+  if (isFwGradDefined(x) || isFwGradDefined(weight) || isFwGradDefined(bias)) {
+    y._set_fw_grad(composite_tangent(options, x._fw_primal(0), primal_of(weight), tangent_of(x), tangent_of(weight),
+                                     tangent_of(bias)),
+                   0, false);
+  }
+  return {y, rstd};
+}
+
+Three add_fwd(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
+              const OptTensor& bias) {
+  if (isFwGradDefined(x) || isFwGradDefined(residual) || isFwGradDefined(weight) || isFwGradDefined(bias)) {
+    return add_by_parts(options, x, residual, weight, bias);
+  }
+  Tensor y, sum, rstd;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    std::tie(y, sum, rstd) = call_add_fwd(options, x, residual, weight, bias);
+  }
+  if (autograd::compute_requires_grad(x, residual, weight, bias)) {
+    auto node = make_node<RmsNormBackward>();
+    node->add = true;
+    node->set_next_edges(autograd::collect_next_edges(x, residual, weight, bias));
+    node->options = options;
+    autograd::set_history(y, node);
+    autograd::set_history(sum, node);
+    node->saved[RmsNormBackward::kInput].set(sum, /*output=*/true);
+    node->saved[RmsNormBackward::kWeight].set(weight);
+    node->saved[RmsNormBackward::kRstd].set(rstd);
+  }
+  return {y, sum, rstd};
+}
+
+Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight, const Tensor& rstd,
+          const OptTensor& grad_sum, Mask3 mask) {
+  if (isFwGradDefined(dy) || isFwGradDefined(x) || isFwGradDefined(weight) || isFwGradDefined(grad_sum)) {
+    return composite_bwd(options, dy, x, weight, grad_sum, mask);
+  }
+  Tensor dx, dw, db;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    std::tie(dx, dw, db) = call_bwd(options, dy, x, weight, rstd, grad_sum, mask);
+  }
+  if (autograd::compute_requires_grad(dy, x, weight, grad_sum)) {
+    auto node = make_node<RmsNormBackwardBackward>();
+    node->set_next_edges(autograd::collect_next_edges(dy, x, weight, grad_sum));
+    node->options = options;
+    node->saved[RmsNormBackwardBackward::kGradOutput].set(dy);
+    node->saved[RmsNormBackwardBackward::kInput].set(x);
+    node->saved[RmsNormBackwardBackward::kWeight].set(weight);
+    autograd::set_history(dx, node);
+    autograd::set_history(dw, node);
+    autograd::set_history(db, node);
+  }
+  return {dx, dw, db};
+}
+
+void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight, const OptTensor& bias) {
+  TORCH_CHECK(!autograd::compute_requires_grad(x, residual, weight, bias),
+              "add_rms_norm_ works in place and has no derivative: call add_rms_norm, or use torch.no_grad()");
+  TORCH_CHECK(!isFwGradDefined(x) && !isFwGradDefined(residual) && !isFwGradDefined(weight) && !isFwGradDefined(bias),
+              "add_rms_norm_ works in place and has no derivative: call add_rms_norm");
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    call_add_inplace(options, x, residual, weight, bias);
+  }
+  for (const Tensor& t : {x, residual}) {
+    if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
+  }
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fused_rmsnorm, Autograd, m) {
+  m.impl("rms_norm_fwd", kernel<fwd>);
+  m.impl("add_rms_norm_fwd", kernel<add_fwd>);
+  m.impl("add_rms_norm_", kernel<add_inplace>);
+  m.impl("rms_norm_bwd", kernel<bwd>);
+}
+
+}  // namespace fused_rmsnorm

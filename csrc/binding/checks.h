@@ -1,0 +1,23 @@
+// Argument checks, shared by every backend and by Meta. Each message names the argument, what was
+// given and what is accepted: TypeError for dtypes, ValueError for values, RuntimeError for shapes
+// and devices (as torch's own norms raise).
+#pragma once
+#include "composite.h"
+
+namespace fused_rmsnorm {
+
+// What every operator accepts: floating or complex input with a last dimension, weight and bias
+// of that length on the same device.
+void check_norm(const Tensor& x, const OptTensor& weight, const OptTensor& bias);
+void check_residual(const Tensor& x, const Tensor& residual);
+// In place, y takes input's place and sum residual's; the second check needs memory to look at.
+void check_add_inplace(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight);
+void check_no_overlap(const Tensor& x, const Tensor& residual);
+
+// In addition, what the _fwd and _bwd operators accept: real numbers, weight and bias in one
+// dtype, a bias only with a weight.
+void check_fwd(const Tensor& x, const OptTensor& weight, const OptTensor& bias);
+void check_bwd(const Tensor& dy, const Tensor& x, const OptTensor& weight, const Tensor& rstd,
+               const OptTensor& grad_sum);
+
+}  // namespace fused_rmsnorm

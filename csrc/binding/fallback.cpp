@@ -1,0 +1,45 @@
+// The composite, on every device that has no kernels of its own.
+#include <torch/library.h>
+
+#include "checks.h"
+#include "ops.h"
+
+namespace fused_rmsnorm {
+namespace {
+
+Two fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
+  check_fwd(x, weight, bias);
+  return composite_fwd(options, x, weight, bias);
+}
+
+Three add_fwd(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
+              const OptTensor& bias) {
+  check_fwd(x, weight, bias);
+  check_residual(x, residual);
+  return add_by_parts(options, x, residual, weight, bias);
+}
+
+void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight, const OptTensor& bias) {
+  check_fwd(x, weight, bias);
+  check_add_inplace(options, x, residual, weight);
+  check_no_overlap(x, residual);
+  residual.add_(x);
+  x.copy_(std::get<0>(composite_fwd(options, residual, weight, bias)));
+}
+
+Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight, const Tensor& rstd,
+          const OptTensor& grad_sum, Mask3 mask) {
+  check_bwd(dy, x, weight, rstd, grad_sum);
+  return composite_bwd(options, dy, x, weight, grad_sum, mask);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fused_rmsnorm, CompositeExplicitAutograd, m) {
+  m.impl("rms_norm_fwd", kernel<fwd>);
+  m.impl("add_rms_norm_fwd", kernel<add_fwd>);
+  m.impl("add_rms_norm_", kernel<add_inplace>);
+  m.impl("rms_norm_bwd", kernel<bwd>);
+}
+
+}  // namespace fused_rmsnorm

@@ -1,0 +1,42 @@
+// From tensors to the kernels' plain structs, the same for CPU and CUDA: dtypes settled, rows
+// described, outputs allocated.
+#pragma once
+#include "../norm.h"
+#include "composite.h"
+
+namespace fused_rmsnorm {
+
+// Whether the fused kernels cover these dtypes and a row of at least one element; if not, the
+// composite does the work.
+bool is_fused(const Options& options, const Tensor& x, const OptTensor& weight);
+
+// `args` points into the tensors beside it.
+struct ForwardCall {
+  Forward args;
+  Tensor y, sum, rstd;
+  Tensor x, residual, weight, bias;  // as the kernel reads them: converted or copied only if it must
+
+  // y and sum are new tensors.
+  ForwardCall(const Options& options, const Tensor& x, const OptTensor& residual, const OptTensor& weight,
+              const OptTensor& bias);
+  // In place: y is written into x and sum into residual, both contiguous; no rstd.
+  static ForwardCall inplace(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
+                             const OptTensor& bias);
+
+ private:
+  ForwardCall() = default;
+  void fill(const Options& options, const OptTensor& weight, const OptTensor& bias);
+};
+
+struct BackwardCall {
+  Backward args;
+  Tensor dx, dw, db;
+  Tensor dy, x, grad_sum, weight, rstd, workspace;
+
+  BackwardCall(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight, const Tensor& rstd,
+               const OptTensor& grad_sum, Mask3 mask);
+  // The results in the caller's dtypes: dw and db come out in the dtype that the kernel reads the weight in.
+  Three results(const OptTensor& weight) const;
+};
+
+}  // namespace fused_rmsnorm

@@ -1,0 +1,123 @@
+// Schemas, and the operators that are compositions of others.
+//
+// rms_norm, add_rms_norm and rms_norm_composite have a CompositeImplicitAutograd kernel and
+// nothing else: a kernel under Autograd beside it would silently never run. Everything else
+// (backends, Meta, Autograd, FuncTorchBatched) is registered on the _fwd and _bwd operators.
+#include "ops.h"
+
+#include <torch/library.h>
+
+#include "checks.h"
+
+namespace fused_rmsnorm {
+namespace {
+
+// An operator by name, called with Options.
+template <class Signature>
+struct Operator;
+
+template <class Result, class... Args>
+struct Operator<Result(Args...)> {
+  using Full = Result(Args..., std::optional<double>, std::optional<double>, double, c10::string_view);
+  c10::TypedOperatorHandle<Full> op;
+
+  explicit Operator(const char* name)
+      : op(c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Full>()) {}
+  Result operator()(const Options& o, Args... args) const {
+    return op.call(args..., o.eps, o.p, o.weight_offset, o.llama ? "llama" : "torch");
+  }
+};
+
+// Weight and bias in one dtype, and no bias without a weight: what the kernels take. Both
+// conversions are differentiable, and no-ops for every module.
+std::pair<OptTensor, OptTensor> unify_affine(const Options& options, const OptTensor& weight, const OptTensor& bias) {
+  if (!present(bias)) return {weight, bias};
+  if (!present(weight)) return {at::full_like(*bias, 1 - options.weight_offset), bias};
+  const auto type = c10::promoteTypes(weight->scalar_type(), bias->scalar_type());
+  return {weight->to(type), bias->to(type)};
+}
+
+Tensor rms_norm(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
+  if (x.is_complex()) {
+    check_norm(x, weight, bias);
+    return std::get<0>(composite_fwd(options, x, weight, bias));
+  }
+  const auto [w, b] = unify_affine(options, weight, bias);
+  return std::get<0>(call_fwd(options, x, w, b));
+}
+
+Tensor rms_norm_composite(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
+  check_norm(x, weight, bias);
+  return std::get<0>(composite_fwd(options, x, weight, bias));
+}
+
+Two add_rms_norm(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
+                 const OptTensor& bias) {
+  if (x.is_complex()) {
+    check_norm(x, weight, bias);
+    check_residual(x, residual);
+    const Tensor sum = x + residual;
+    return {std::get<0>(composite_fwd(options, sum, weight, bias)), sum};
+  }
+  const auto [w, b] = unify_affine(options, weight, bias);
+  const auto [y, sum, rstd] = call_add_fwd(options, x, residual, w, b);
+  return {y, sum};
+}
+
+}  // namespace
+
+Two call_fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
+  static const Operator<Two(const Tensor&, const OptTensor&, const OptTensor&)> op("fused_rmsnorm::rms_norm_fwd");
+  return op(options, x, weight, bias);
+}
+
+Three call_add_fwd(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
+                   const OptTensor& bias) {
+  static const Operator<Three(const Tensor&, const Tensor&, const OptTensor&, const OptTensor&)> op(
+      "fused_rmsnorm::add_rms_norm_fwd");
+  return op(options, x, residual, weight, bias);
+}
+
+void call_add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight,
+                      const OptTensor& bias) {
+  static const Operator<void(Tensor&, Tensor&, const OptTensor&, const OptTensor&)> op(
+      "fused_rmsnorm::add_rms_norm_");
+  op(options, x, residual, weight, bias);
+}
+
+Three call_bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight, const Tensor& rstd,
+               const OptTensor& grad_sum, Mask3 mask) {
+  static const Operator<Three(const Tensor&, const Tensor&, const OptTensor&, const Tensor&, const OptTensor&, Mask3)>
+      op("fused_rmsnorm::rms_norm_bwd");
+  return op(options, dy, x, weight, rstd, grad_sum, mask);
+}
+
+Three add_by_parts(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
+                   const OptTensor& bias) {
+  const Tensor sum = x + residual;
+  auto [y, rstd] = call_fwd(options, sum, weight, bias);
+  return {y, sum, rstd};
+}
+
+TORCH_LIBRARY(fused_rmsnorm, m) {
+  const auto def = [&](const std::string& schema) { m.def(schema.c_str(), {at::Tag::pt2_compliant_tag}); };
+  const std::string affine = "Tensor? weight=None, Tensor? bias=None, ";
+  const std::string options = "float? eps=None, float? p=None, float weight_offset=0.0, str casting_mode=\"torch\"";
+  def("rms_norm(Tensor input, " + affine + options + ") -> Tensor");
+  def("rms_norm_composite(Tensor input, " + affine + options + ") -> Tensor");
+  def("rms_norm_fwd(Tensor input, " + affine + options + ") -> (Tensor y, Tensor rstd)");
+  def("rms_norm_bwd(Tensor grad_output, Tensor input, Tensor? weight, Tensor rstd, Tensor? grad_sum, "
+      "bool[3] output_mask, " + options + ") -> (Tensor dx, Tensor dw, Tensor db)");
+  def("add_rms_norm(Tensor input, Tensor residual, " + affine + options + ") -> (Tensor y, Tensor sum)");
+  def("add_rms_norm_fwd(Tensor input, Tensor residual, " + affine + options +
+      ") -> (Tensor y, Tensor sum, Tensor rstd)");
+  def("add_rms_norm_(Tensor(a!) input, Tensor(b!) residual, " + affine + options + ") -> ()");
+}
+
+TORCH_LIBRARY_IMPL(fused_rmsnorm, CompositeImplicitAutograd, m) {
+  m.impl("rms_norm", kernel<rms_norm>);
+  m.impl("rms_norm_composite", kernel<rms_norm_composite>);
+  m.impl("add_rms_norm", kernel<add_rms_norm>);
+}
+
+}  // namespace fused_rmsnorm

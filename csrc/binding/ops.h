@@ -1,0 +1,41 @@
+// Both directions of the dispatcher: `call_...` reaches an operator from the layer above it, and
+// `kernel<f>` makes f registrable. In between, Options travel as the four plain arguments that
+// close every schema: eps, p, weight_offset, casting_mode.
+#pragma once
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include "composite.h"
+
+namespace fused_rmsnorm {
+
+// Turns f(const Options&, tensors...) into a function of (tensors..., eps, p, weight_offset, casting_mode).
+template <auto f, class Function = decltype(f)>
+struct WithOptions;
+
+template <auto f, class Result, class... Args>
+struct WithOptions<f, Result (*)(const Options&, Args...)> {
+  static Result call(Args... args, std::optional<double> eps, std::optional<double> p, double weight_offset,
+                     c10::string_view casting_mode) {
+    return f(parse_options(eps, p, weight_offset, casting_mode), args...);
+  }
+};
+
+template <auto f>
+constexpr auto kernel = &WithOptions<f>::call;
+
+// (y, rstd)
+Two call_fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias);
+// (y, sum, rstd)
+Three call_add_fwd(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
+                   const OptTensor& bias);
+void call_add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight,
+                      const OptTensor& bias);
+// (dx, dw, db)
+Three call_bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight, const Tensor& rstd,
+               const OptTensor& grad_sum, Mask3 mask);
+
+// The fused add taken apart, with the same rounding: sum = x + residual, then the norm of sum.
+Three add_by_parts(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
+                   const OptTensor& bias);
+
+}  // namespace fused_rmsnorm

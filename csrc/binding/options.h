@@ -1,0 +1,34 @@
+// The non-tensor arguments of every operator, parsed once at the operator's boundary.
+#pragma once
+#include <ATen/ATen.h>
+
+#include <optional>
+
+namespace fused_rmsnorm {
+
+struct Options {
+  std::optional<double> eps;  // nullopt: epsilon of the arithmetic type, as torch.nn.RMSNorm
+  std::optional<double> p;    // nullopt: the statistic reads the whole row
+  double weight_offset = 0;
+  bool llama = false;
+};
+
+// Raises ValueError for eps, p or casting_mode outside what is accepted.
+Options parse_options(std::optional<double> eps, std::optional<double> p, double weight_offset,
+                      c10::string_view casting_mode);
+
+// k = ceil(p * n) with p read as the decimal number that it prints as: 0.07 of 100 is 7, although
+// the binary product is a little above. Without p, n.
+int64_t stat_columns(std::optional<double> p, int64_t n);
+
+// fp32 for the half types, else the type itself.
+at::ScalarType acc_type(at::ScalarType x);
+
+double resolve_eps(const Options& options, at::ScalarType x);
+
+// x's dtype; in llama mode the promoted dtype when the weight is wider, as in transformers.
+at::ScalarType output_type(const Options& options, at::ScalarType x, const std::optional<at::Tensor>& weight);
+
+inline bool present(const std::optional<at::Tensor>& t) { return t.has_value() && t->defined(); }
+
+}  // namespace fused_rmsnorm

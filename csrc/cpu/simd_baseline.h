@@ -1,0 +1,117 @@
+// What every machine has: 16-byte vectors that the compiler maps to SSE2 or NEON. Conversions of
+// 16-bit floats are integer arithmetic; f16 uses the even and odd order of bf16 here.
+#pragma once
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+namespace fused_rmsnorm::cpu {
+namespace {
+constexpr int kVecBytes = 16;
+}
+}  // namespace fused_rmsnorm::cpu
+
+#include "simd.h"
+
+namespace fused_rmsnorm::cpu {
+namespace {
+
+// aarch64 has a fused multiply-add in every core, SSE2 does not.
+template <class T>
+struct NativeBase {
+  [[gnu::always_inline]] static Vec<T> fma(Vec<T> x, Vec<T> y, Vec<T> z) {
+#if defined(__FP_FAST_FMAF) && defined(__FP_FAST_FMA)
+    Vec<T> r;
+    for (unsigned i = 0; i < kVecBytes / sizeof(T); ++i) {
+      r[i] = sizeof(T) == 4 ? __builtin_fmaf(x[i], y[i], z[i]) : __builtin_fma(x[i], y[i], z[i]);
+    }
+    return r;
+#else
+    return x * y + z;
+#endif
+  }
+  [[gnu::always_inline]] static Vec<T> sqrt(Vec<T> x) {
+    for (unsigned i = 0; i < kVecBytes / sizeof(T); ++i) {
+      x[i] = sizeof(T) == 4 ? __builtin_sqrtf(x[i]) : __builtin_sqrt(x[i]);
+    }
+    return x;
+  }
+};
+
+template <>
+struct Native<float> : NativeBase<float> {
+  [[gnu::always_inline]] static float sum(Vec<float> x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+};
+
+[[gnu::always_inline]] inline void stream(void* p, Vec<float> v) {
+#if defined(__SSE2__)
+  _mm_stream_ps(static_cast<float*>(p), v);
+#else
+  copy<kVecBytes>(p, &v);
+#endif
+}
+[[gnu::always_inline]] inline void fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+[[gnu::always_inline]] inline Pack<float> even_odd(Pack<float> v) {
+  return {__builtin_shufflevector(v.a, v.b, 0, 2, 4, 6), __builtin_shufflevector(v.a, v.b, 1, 3, 5, 7)};
+}
+[[gnu::always_inline]] inline Pack<float> natural(Pack<float> v) {
+  return {__builtin_shufflevector(v.a, v.b, 0, 4, 1, 5), __builtin_shufflevector(v.a, v.b, 2, 6, 3, 7)};
+}
+
+template <>
+struct Native<double> : NativeBase<double> {
+  [[gnu::always_inline]] static double sum(Vec<double> x) { return x[0] + x[1]; }
+};
+
+template <>
+struct Format<float> : PlainFormat<float> {};
+template <>
+struct Format<double> : PlainFormat<double> {};
+
+[[gnu::always_inline]] inline Words choose(Words mask, Words yes, Words no) {
+  return (mask & yes) | (~mask & no);
+}
+
+template <>
+struct Format<bf16> : PairBf16 {
+  // Nearest even; a NaN keeps its upper half and is made quiet, lest rounding carry it into a zero.
+  [[gnu::always_inline]] static Words round(Words v) {
+    const Words nan = (Words)((v & 0x7fffffffu) > 0x7f800000u);
+    return choose(nan, v | 0x00400000u, v + 0x7fffu + ((v >> 16) & 1u));
+  }
+  [[gnu::always_inline]] static Raw narrow(Pack<float> v) {
+    return (round((Words)v.a) >> 16) | (round((Words)v.b) & 0xffff0000u);
+  }
+};
+
+template <>
+struct Format<f16> : PairFormat {
+  // The exponent is rebiased by a multiplication, which also normalises denormals exactly.
+  [[gnu::always_inline]] static Vec<float> expand(Words half) {
+    const Words magnitude = half & 0x7fffu;
+    const Words special = (Words)(magnitude > 0x7bffu) & 0x7f800000u;
+    const Vec<float> value = (Vec<float>)(magnitude << 13) * 0x1p112f;
+    return (Vec<float>)((Words)value | special | ((half & 0x8000u) << 16));
+  }
+  [[gnu::always_inline]] static Pack<float> widen(Raw v) { return {expand(v & 0xffffu), expand(v >> 16)}; }
+  // Below the smallest normal half, adding 0.5 leaves the rounded half in the low bits of the sum.
+  [[gnu::always_inline]] static Words round(Words v) {
+    const Words magnitude = v & 0x7fffffffu;
+    const Words normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    const Words tiny = (Words)((Vec<float>)magnitude + 0.5f) - 0x3f000000u;
+    Words half = choose((Words)(magnitude < 0x38800000u), tiny, normal);
+    half = choose((Words)(magnitude > 0x477fffffu), Words{} + 0x7c00u, half);
+    half = choose((Words)(magnitude > 0x7f800000u), (magnitude >> 13 & 0x3ffu) | 0x7e00u, half);
+    return half | (v >> 16 & 0x8000u);
+  }
+  [[gnu::always_inline]] static Raw narrow(Pack<float> v) {
+    return round((Words)v.a) | (round((Words)v.b) << 16);
+  }
+};
+
+}  // namespace
+}  // namespace fused_rmsnorm::cpu

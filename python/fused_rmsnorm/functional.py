@@ -1,0 +1,217 @@
+"""RMSNorm and pRMSNorm as functions.
+
+With ``x`` a row of N numbers, ``w`` the weight and ``b`` the bias::
+
+    r = 1 / sqrt(mean(x[j]**2 for j < k) + eps)      k = N, or ceil(p * N) with p
+    y = x * r * (weight_offset + w) + b
+
+RMSNorm is Zhang and Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019, equation 4;
+``p`` is its section 4, pRMSNorm. Statistics and every intermediate are fp32 (fp64 for fp64 input),
+rounded once at the end. ``casting_mode="llama"`` instead rounds ``x * r`` to ``x``'s dtype before
+the weight is multiplied, as the Llama family of transformers does; the result then has the
+promoted dtype when the weight is wider.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "CastingMode",
+    "add_rms_norm",
+    "add_rms_norm_",
+    "composite_rms_norm",
+    "rms_norm",
+]
+
+CastingMode = Literal["torch", "llama"]
+
+_rms_norm = torch.ops.fused_rmsnorm.rms_norm.default
+_rms_norm_composite = torch.ops.fused_rmsnorm.rms_norm_composite.default
+_add_rms_norm = torch.ops.fused_rmsnorm.add_rms_norm.default
+_add_rms_norm_ = torch.ops.fused_rmsnorm.add_rms_norm_.default
+
+
+def _flat(t: Tensor | None, shape: tuple[int, ...], name: str) -> Tensor | None:
+    """Weight or bias as a vector, from ``normalized_shape``."""
+    if t is None or len(shape) == 1:
+        return t  # the operator checks the length
+    if tuple(t.shape) != shape:
+        raise RuntimeError(f"{name} must have shape {list(shape)}, but got {list(t.shape)}")
+    return t.reshape(-1)
+
+
+def _rows(t: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
+    """``t`` with its last ``len(shape)`` dimensions made one."""
+    if len(shape) == 0:
+        raise RuntimeError("normalized_shape must have at least one dimension, but got []")
+    if t.dim() < len(shape) or tuple(t.shape[-len(shape) :]) != shape:
+        raise RuntimeError(
+            f"{name} must end in normalized_shape {list(shape)}, but has shape {list(t.shape)}"
+        )
+    return t if len(shape) == 1 else t.flatten(-len(shape))
+
+
+def _as_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
+    return (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    bias: Tensor | None = None,
+    p: float | None = None,
+    weight_offset: float = 0.0,
+    casting_mode: CastingMode = "torch",
+) -> Tensor:
+    """RMSNorm, or pRMSNorm with ``p``, over the last dimensions. A superset of F.rms_norm.
+
+    Args:
+        input: floating point or complex, shape ``[*, *normalized_shape]``, any strides.
+        normalized_shape: the last dimensions of ``input``, normalised together.
+        weight: shape ``normalized_shape``, any floating dtype (fp32 with bf16 input is fused, too).
+        eps: added to the mean square, inside the root. None: the epsilon of the arithmetic type,
+            fp32 for the half types, as torch.nn.RMSNorm.
+        bias: shape ``normalized_shape``.
+        p: fraction in (0, 1] of the leading elements that the mean square is taken over.
+        weight_offset: 1.0 for the Gemma family, whose weight starts at 0.
+        casting_mode: ``"torch"`` or ``"llama"``, see above.
+
+    Returns:
+        Shape and dtype of ``input`` (in llama mode with a wider weight: the promoted dtype),
+        contiguous.
+
+    Raises:
+        ValueError: ``p``, ``eps`` or ``casting_mode`` outside what is accepted.
+        RuntimeError: shapes or devices do not match.
+        TypeError: a dtype is not accepted.
+    """
+    shape = _as_shape(normalized_shape)
+    rows = _rows(input, shape, "input")
+    y = _rms_norm(
+        rows,
+        _flat(weight, shape, "weight"),
+        _flat(bias, shape, "bias"),
+        eps,
+        p,
+        weight_offset,
+        casting_mode,
+    )
+    return y if rows is input else y.view(input.shape)
+
+
+def composite_rms_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    bias: Tensor | None = None,
+    p: float | None = None,
+    weight_offset: float = 0.0,
+    casting_mode: CastingMode = "torch",
+) -> Tensor:
+    """The definition of :func:`rms_norm`, same arguments, made of plain torch operations.
+
+    Slower in eager mode, and right in every mode and on every device; under torch.compile Inductor
+    can fuse it with what stands around it (``RMSNorm(..., compile_mode="fuse")``).
+    """
+    shape = _as_shape(normalized_shape)
+    rows = _rows(input, shape, "input")
+    y = _rms_norm_composite(
+        rows,
+        _flat(weight, shape, "weight"),
+        _flat(bias, shape, "bias"),
+        eps,
+        p,
+        weight_offset,
+        casting_mode,
+    )
+    return y if rows is input else y.view(input.shape)
+
+
+def add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    bias: Tensor | None = None,
+    p: float | None = None,
+    weight_offset: float = 0.0,
+    casting_mode: CastingMode = "torch",
+) -> tuple[Tensor, Tensor]:
+    """``s = input + residual; return rms_norm(s), s`` in one pass: the pre-norm residual add.
+
+    The sum is rounded to the input's dtype before it is normalised, so the result is the one of
+    the two separate steps.
+
+    Args:
+        residual: shape, dtype and device of ``input``.
+        Others: see :func:`rms_norm`.
+
+    Returns:
+        ``(y, s)``, both new and contiguous.
+    """
+    shape = _as_shape(normalized_shape)
+    rows = _rows(input, shape, "input")
+    y, s = _add_rms_norm(
+        rows,
+        _rows(residual, shape, "residual"),
+        _flat(weight, shape, "weight"),
+        _flat(bias, shape, "bias"),
+        eps,
+        p,
+        weight_offset,
+        casting_mode,
+    )
+    return (y, s) if rows is input else (y.view(input.shape), s.view(input.shape))
+
+
+def add_rms_norm_(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    bias: Tensor | None = None,
+    p: float | None = None,
+    weight_offset: float = 0.0,
+    casting_mode: CastingMode = "torch",
+) -> tuple[Tensor, Tensor]:
+    """:func:`add_rms_norm` in place: ``y`` is written into ``input`` and the sum into ``residual``.
+
+    For inference: it has no derivative and raises RuntimeError where one would be recorded.
+
+    Returns:
+        ``(input, residual)``.
+    """
+    shape = _as_shape(normalized_shape)
+    rows = _rows(input, shape, "input")
+    residual_rows = _rows(residual, shape, "residual")
+    for name, t, flat in (("input", input, rows), ("residual", residual, residual_rows)):
+        if flat is not t and flat.data_ptr() != t.data_ptr():
+            raise RuntimeError(
+                f"{name} cannot be viewed as rows of {list(shape)} to be written in place: "
+                "make it contiguous"
+            )
+    _add_rms_norm_(
+        rows,
+        residual_rows,
+        _flat(weight, shape, "weight"),
+        _flat(bias, shape, "bias"),
+        eps,
+        p,
+        weight_offset,
+        casting_mode,
+    )
+    return input, residual

@@ -1,0 +1,170 @@
+"""RMSNorm, PRMSNorm and AddRMSNorm as modules: parameters and defaults, nothing else."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from . import functional
+from .functional import CastingMode
+
+__all__ = ["AddRMSNorm", "CompileMode", "PRMSNorm", "RMSNorm"]
+
+CompileMode = Literal["opaque", "fuse"]
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root mean square layer normalisation (Zhang and Sennrich, 2019), fused.
+
+    A drop-in for torch.nn.RMSNorm, of which it is a subclass: same positional arguments, same
+    state dict (``weight`` only, unless ``bias=True``), same numbers, faster.
+
+    Args:
+        normalized_shape: the last dimensions of the input, normalised together.
+        eps: inside the root; None: epsilon of the arithmetic type (fp32 for bf16 and fp16 input).
+        elementwise_affine: whether there is a weight.
+        device, dtype: of the parameters. An fp32 weight under bf16 input stays fused.
+        bias: whether there is a bias, too; needs ``elementwise_affine``.
+        p: pRMSNorm: fraction in (0, 1] of the leading elements that the mean square is taken over.
+        weight_offset: the scale is ``weight_offset + weight`` and the weight starts at
+            ``1 - weight_offset``: 1.0 for checkpoints of the Gemma family.
+        casting_mode: ``"torch"``: all in fp32, one rounding at the end, output in the input's
+            dtype. ``"llama"``: rounded to the input's dtype before the weight is multiplied, bit
+            for bit what the Llama family of transformers does.
+        compile_mode: under torch.compile, ``"opaque"`` keeps the fused operator, with the bits of
+            eager mode; ``"fuse"`` hands Inductor plain operations that it can fuse with their
+            neighbours. No difference in eager mode.
+
+    Shape: input ``[*, *normalized_shape]``, output the same.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        normalized_shape: int | list[int] | torch.Size,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = False,
+        p: float | None = None,
+        weight_offset: float = 0.0,
+        casting_mode: CastingMode = "torch",
+        compile_mode: CompileMode = "opaque",
+    ) -> None:
+        if p is not None and not 0 < p <= 1:
+            raise ValueError(f"p must be None or a number in (0, 1], but got {p}")
+        if casting_mode not in ("torch", "llama"):
+            raise ValueError(f'casting_mode must be "torch" or "llama", but got {casting_mode!r}')
+        if compile_mode not in ("opaque", "fuse"):
+            raise ValueError(f'compile_mode must be "opaque" or "fuse", but got {compile_mode!r}')
+        if bias and not elementwise_affine:
+            raise ValueError("bias=True needs elementwise_affine=True")
+        self.p = p
+        self.weight_offset = weight_offset  # read by reset_parameters, which the base class calls
+        self.casting_mode: CastingMode = casting_mode
+        self.compile_mode: CompileMode = compile_mode
+        super().__init__(normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
+        if bias:
+            self.bias = nn.Parameter(torch.zeros_like(self.weight))
+        else:
+            self.register_parameter("bias", None)
+
+    def reset_parameters(self) -> None:
+        """Scale 1 and bias 0, as when new."""
+        if self.elementwise_affine:
+            nn.init.constant_(self.weight, 1 - self.weight_offset)
+        if getattr(self, "bias", None) is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        fuse = self.compile_mode == "fuse" and torch.compiler.is_compiling()
+        norm = functional.composite_rms_norm if fuse else functional.rms_norm
+        return norm(
+            input,
+            self.normalized_shape,
+            self.weight,
+            self.eps,
+            bias=self.bias,
+            p=self.p,
+            weight_offset=self.weight_offset,
+            casting_mode=self.casting_mode,
+        )
+
+    def extra_repr(self) -> str:
+        """What torch.nn.RMSNorm prints, and after it what differs from its behaviour."""
+        text = super().extra_repr()
+        if self.bias is not None:
+            text += ", bias=True"
+        if self.p is not None:
+            text += f", p={self.p}"
+        if self.weight_offset != 0:
+            text += f", weight_offset={self.weight_offset}"
+        if self.casting_mode != "torch":
+            text += f", casting_mode={self.casting_mode!r}"
+        if self.compile_mode != "opaque":
+            text += f", compile_mode={self.compile_mode!r}"
+        return text
+
+
+class PRMSNorm(RMSNorm):
+    """pRMSNorm: RMSNorm whose mean square is estimated from the first ``ceil(p * N)`` inputs.
+
+    Section 4 of the paper, which uses p = 6.25 %. The paper's remark holds: with few elements the
+    estimate is noisy and gradients grow. Arguments as :class:`RMSNorm`, with ``p`` second.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | list[int] | torch.Size,
+        p: float = 0.0625,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = False,
+        weight_offset: float = 0.0,
+        casting_mode: CastingMode = "torch",
+        compile_mode: CompileMode = "opaque",
+    ) -> None:
+        super().__init__(
+            normalized_shape,
+            eps,
+            elementwise_affine,
+            device,
+            dtype,
+            bias=bias,
+            p=p,
+            weight_offset=weight_offset,
+            casting_mode=casting_mode,
+            compile_mode=compile_mode,
+        )
+
+
+class AddRMSNorm(RMSNorm):
+    """The pre-norm residual add and the norm after it, in one pass. Arguments as RMSNorm."""
+
+    def forward(self, input: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """``(y, s)`` with ``s = input + residual``, the next residual, and ``y`` its norm.
+
+        Shapes: all ``[*, *normalized_shape]``; ``residual`` in the dtype of ``input``.
+        """
+        if self.compile_mode == "fuse" and torch.compiler.is_compiling():
+            s = input + residual
+            return super().forward(s), s
+        return functional.add_rms_norm(
+            input,
+            residual,
+            self.normalized_shape,
+            self.weight,
+            self.eps,
+            bias=self.bias,
+            p=self.p,
+            weight_offset=self.weight_offset,
+            casting_mode=self.casting_mode,
+        )

@@ -1,0 +1,261 @@
+// One call of the CPU kernels with all its arrays, and what fp64 says about it.
+//
+// Error bounds, u = 2^-24 (2^-53 for f64). A sum over m columns runs in at least 8 (f64: 4) lane
+// accumulators of two roundings a step, and their total takes a few more: its error is at most
+// (m / lanes * 2 + 10) u times the sum of magnitudes. Half of that reaches 1/sqrt of a sum of
+// squares. Each product adds u, and storing half the spacing of the output's dtype.
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "../../csrc/cpu/kernels.h"
+#include "numbers.h"
+
+namespace fused_rmsnorm::test {
+
+struct Types {
+  Dtype x, w, y;
+  bool llama;
+};
+inline const std::vector<Types>& all_types() {
+  using enum Dtype;
+  static const std::vector<Types> types = {
+      {f32, f32, f32, false},  {f64, f64, f64, false},    {f16, f16, f16, false}, {bf16, bf16, bf16, false},
+      {f16, f32, f16, false},  {bf16, f32, bf16, false},  {f16, f16, f16, true},  {bf16, bf16, bf16, true},
+      {f16, f32, f32, true},   {bf16, f32, f32, true},    {f32, f32, f32, true},
+  };
+  return types;
+}
+inline const char* name(Dtype d) {
+  return d == Dtype::f32 ? "f32" : d == Dtype::f64 ? "f64" : d == Dtype::f16 ? "f16" : "bf16";
+}
+
+struct Shape {
+  Types types{};
+  int64_t rows = 1, n = 1, k = 1;
+  bool weight = true, bias = false, residual = false, want_rstd = true;
+  double offset = 0, eps = 1e-6;
+  int64_t inner = 1, gap = 0;             // heads per token, elements between tokens
+  int64_t x_shift = 0, out_shift = 0;     // elements past a cache line
+  bool dx = true, dw = true, db = false;  // of the backward; residual: with dsum
+
+  std::string describe() const {
+    return std::string(name(types.x)) + "/" + name(types.w) + "/" + name(types.y) +
+           (types.llama ? " llama" : "") + " rows " + std::to_string(rows) + " n " + std::to_string(n) + " k " +
+           std::to_string(k) + " inner " + std::to_string(inner) + " gap " + std::to_string(gap) +
+           (weight ? "" : " no weight") + (bias ? " bias" : "") + (residual ? " residual" : "") + " offset " +
+           std::to_string(offset) + " shifts " + std::to_string(x_shift) + " " + std::to_string(out_shift) +
+           (dx ? " dx" : "") + (dw ? " dw" : "") + (db ? " db" : "");
+  }
+};
+
+inline Dtype compute_type(Dtype x) { return x == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
+
+// Rows as a slice of wider tokens when gap > 0.
+inline Rows rows_of(const Array& a, const Shape& s) {
+  return {a.data(), s.inner, s.inner * s.n + s.gap, s.inner > 1 ? s.n : 0};
+}
+inline int64_t extent(const Shape& s) {
+  const int64_t tokens = (s.rows + s.inner - 1) / s.inner;
+  return tokens * (s.inner * s.n + s.gap);
+}
+inline int64_t place(const Shape& s, int64_t row, int64_t column) {
+  return row / s.inner * (s.inner * s.n + s.gap) + row % s.inner * s.n + column;
+}
+
+struct ForwardProblem {
+  Shape s;
+  Array x, residual, weight, bias, y, sum, rstd;
+
+  ForwardProblem(const Shape& shape, Random& random)
+      : s(shape),
+        x(s.types.x, extent(s), s.x_shift),
+        residual(s.types.x, s.residual ? extent(s) : 0, s.x_shift),
+        weight(s.types.w, s.n, s.x_shift),
+        bias(s.types.w, s.n),
+        y(s.types.y, s.rows * s.n, s.out_shift),
+        sum(s.types.x, s.residual ? s.rows * s.n : 0, s.out_shift),
+        rstd(compute_type(s.types.x), s.rows) {
+    random.fill(x, -3, 3);
+    random.fill(residual, -3, 3);
+    random.fill(weight, -2, 2);
+    random.fill(bias, -2, 2);
+  }
+
+  Forward args() {
+    Forward f;
+    f.rows = s.rows, f.n = s.n, f.k = s.k, f.eps = s.eps;
+    f.weight_offset = s.offset, f.llama = s.types.llama;
+    f.x_dtype = s.types.x, f.w_dtype = s.types.w, f.y_dtype = s.types.y;
+    f.x = rows_of(x, s);
+    if (s.residual) f.residual = rows_of(residual, s);
+    if (s.weight) f.weight = weight.data();
+    if (s.bias && s.weight) f.bias = bias.data();
+    f.y = y.data();
+    f.sum = s.residual ? sum.data() : nullptr;
+    f.rstd = s.want_rstd ? rstd.data() : nullptr;
+    return f;
+  }
+};
+
+struct BackwardProblem {
+  Shape s;
+  Array dy, x, dsum, weight, rstd, dx, dw, db, workspace;
+
+  BackwardProblem(const Shape& shape, Random& random)
+      : s(shape),
+        dy(s.types.y, extent(s), s.x_shift),
+        x(s.types.x, extent(s), s.x_shift),
+        dsum(s.types.x, s.residual ? extent(s) : 0, s.x_shift),
+        weight(s.types.w, s.n, s.x_shift),
+        rstd(compute_type(s.types.x), s.rows),
+        dx(s.types.x, s.rows * s.n, s.out_shift),
+        dw(s.types.w, s.n),
+        db(s.types.w, s.n) {
+    random.fill(dy, -2, 2);
+    random.fill(x, -3, 3);
+    random.fill(dsum, -2, 2);
+    random.fill(weight, -2, 2);
+    random.fill(rstd, 0.3, 1.5);
+    const Backward b = args();
+    workspace = Array(Dtype::f32, cpu::backward_workspace(b) / 4, 0);
+    random.fill(workspace, -1e9, 1e9);
+  }
+
+  Backward args() {
+    Backward b;
+    b.rows = s.rows, b.n = s.n, b.k = s.k;
+    b.weight_offset = s.offset, b.llama = s.types.llama;
+    b.x_dtype = s.types.x, b.w_dtype = s.types.w, b.dy_dtype = s.types.y;
+    b.dy = rows_of(dy, s), b.x = rows_of(x, s);
+    if (s.residual) b.dsum = rows_of(dsum, s);
+    if (s.weight) b.weight = weight.data();
+    b.rstd = rstd.data();
+    if (s.dx) b.dx = dx.data();
+    if (s.dw) b.dw = dw.data();
+    if (s.db) b.db = db.data();
+    b.workspace = workspace.data();
+    return b;
+  }
+};
+
+// Where got leaves want by more than the bound.
+class Checker {
+ public:
+  void near(double got, double want, double bound, const std::function<std::string()>& where) {
+    if (std::isnan(want) ? std::isnan(got) : got == want || std::fabs(got - want) <= bound) return;
+    fail(where() + ": got " + std::to_string(got) + ", want " + std::to_string(want) + " within " +
+         std::to_string(bound));
+  }
+  void that(bool ok, const std::function<std::string()>& where) {
+    if (!ok) fail(where());
+  }
+  void fail(const std::string& message) {
+    if (failures_++ < 20) std::fprintf(stderr, "FAIL %s\n", message.c_str());
+  }
+  int64_t failures() const { return failures_; }
+
+ private:
+  int64_t failures_ = 0;
+};
+
+inline double unit(Dtype x) { return x == Dtype::f64 ? 0x1p-53 : 0x1p-24; }
+inline double sum_error(Dtype x, int64_t columns) {
+  return (columns / (x == Dtype::f64 ? 4 : 8) * 2 + 10) * unit(x);
+}
+inline double half_spacing(Dtype d, double v) { return spacing(d, v) / 2 * (1 + 1e-9); }
+
+inline void check_forward(ForwardProblem& p, Checker& check, const std::string& what) {
+  const Shape& s = p.s;
+  const double u = unit(s.types.x);
+  for (int64_t m = 0; m < s.rows; ++m) {
+    std::vector<double> h(s.n);
+    double squares = 0;
+    for (int64_t j = 0; j < s.n; ++j) {
+      h[j] = p.x[place(s, m, j)];
+      if (s.residual) {
+        h[j] += p.residual[place(s, m, j)];  // exact here, or rounded to fp32 as the kernels do
+        if (s.types.x != Dtype::f64) h[j] = static_cast<float>(h[j]);
+        h[j] = round_to(s.types.x, h[j]);
+        check.near(p.sum[m * s.n + j], h[j], 0, [&] { return what + ": sum, " + s.describe(); });
+      }
+      if (j < s.k) squares += h[j] * h[j];
+    }
+    const double r = 1 / std::sqrt(squares / s.k + s.eps);
+    const double r_error = sum_error(s.types.x, s.k) / 2 + 4 * u;
+    if (s.want_rstd) {
+      check.near(p.rstd[m], r, r * r_error, [&] { return what + ": rstd, " + s.describe(); });
+    }
+    for (int64_t j = 0; j < s.n; ++j) {
+      const double w = s.weight ? p.weight[j] + s.offset : 1, b = s.bias && s.weight ? p.bias[j] : 0;
+      const double xr = h[j] * r;
+      double xr_error = std::fabs(xr) * (r_error + u), v = xr;
+      if (s.types.llama) {  // x * r near a tie may round either way
+        v = round_to(s.types.x, xr);
+        const double low = round_to(s.types.x, xr - xr_error), high = round_to(s.types.x, xr + xr_error);
+        xr_error = std::max(high - v, v - low);
+      }
+      const double want = v * w + b;
+      const double exact = xr_error * std::fabs(w) + 4 * u * (std::fabs(v * w) + std::fabs(b)) +
+                           2 * u * std::fabs(v * s.offset);
+      const double bound = exact + half_spacing(s.types.y, std::fabs(want) + exact);
+      check.near(p.y[m * s.n + j], want, bound,
+                 [&] { return what + ": y[" + std::to_string(m) + "," + std::to_string(j) + "], " + s.describe(); });
+    }
+  }
+  check.that(p.y.guards_whole() && p.sum.guards_whole() && p.rstd.guards_whole() && p.x.guards_whole(),
+             [&] { return what + ": wrote outside, " + s.describe(); });
+}
+
+inline void check_backward(BackwardProblem& p, Checker& check, const std::string& what) {
+  const Shape& s = p.s;
+  const double u = unit(s.types.x);
+  std::vector<double> dw(s.n), dw_size(s.n), dw_slack(s.n), db(s.n), db_size(s.n);
+  for (int64_t m = 0; m < s.rows; ++m) {
+    const double r = p.rstd[m];
+    double dot = 0, dot_size = 0;
+    for (int64_t j = 0; j < s.n; ++j) {
+      const double w = s.weight ? p.weight[j] + s.offset : 1;
+      const double x = p.x[place(s, m, j)], g = p.dy[place(s, m, j)];
+      dot += g * w * x, dot_size += std::fabs(g * x) * (std::fabs(w) + (s.weight ? std::fabs(s.offset) : 0));
+      double xr = x * r;
+      if (s.types.llama) {
+        xr = round_to(s.types.x, xr);
+        const double low = round_to(s.types.x, x * r * (1 - u)), high = round_to(s.types.x, x * r * (1 + u));
+        dw_slack[j] += std::fabs(g * (high - low));
+      }
+      dw[j] += g * xr, dw_size[j] += std::fabs(g * xr);
+      db[j] += g, db_size[j] += std::fabs(g);
+    }
+    const double dot_error = dot_size * (sum_error(s.types.x, s.n) + 3 * u);
+    for (int64_t j = 0; s.dx && j < s.n; ++j) {
+      const double w = s.weight ? p.weight[j] + s.offset : 1;
+      const double g = p.dy[place(s, m, j)] * w, extra = s.residual ? p.dsum[place(s, m, j)] : 0;
+      const double xrr = j < s.k ? p.x[place(s, m, j)] * r * r / s.k : 0;
+      const double want = r * (g - xrr * dot) + extra;
+      const double size =
+          r * (std::fabs(g) * (1 + std::fabs(s.offset)) + std::fabs(xrr * dot)) + std::fabs(extra);
+      const double exact = 8 * u * size + r * std::fabs(xrr) * dot_error;
+      const double bound = exact + half_spacing(s.types.x, std::fabs(want) + exact);
+      check.near(p.dx[m * s.n + j], want, bound,
+                 [&] { return what + ": dx[" + std::to_string(m) + "," + std::to_string(j) + "], " + s.describe(); });
+    }
+  }
+  // Columns are summed row by row: one rounding a row, two for the product.
+  const double column_error = (s.rows + 4) * 2 * u;
+  for (int64_t j = 0; j < s.n; ++j) {
+    const auto where = [&](const char* which) {
+      return [&, which] { return what + ": " + which + "[" + std::to_string(j) + "], " + s.describe(); };
+    };
+    const double exact = dw_size[j] * column_error + dw_slack[j], exact_db = db_size[j] * column_error;
+    if (s.dw) check.near(p.dw[j], dw[j], exact + half_spacing(s.types.w, std::fabs(dw[j]) + exact), where("dw"));
+    if (s.db) {
+      check.near(p.db[j], db[j], exact_db + half_spacing(s.types.w, std::fabs(db[j]) + exact_db), where("db"));
+    }
+  }
+  check.that(p.dx.guards_whole() && p.dw.guards_whole() && p.db.guards_whole() && p.workspace.guards_whole(),
+             [&] { return what + ": wrote outside, " + s.describe(); });
+}
+
+}  // namespace fused_rmsnorm::test
