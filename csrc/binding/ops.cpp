@@ -37,7 +37,23 @@ std::pair<OptTensor, OptTensor> unify_affine(const Options& options, const OptTe
   return {weight->to(type), bias->to(type)};
 }
 
-Tensor rms_norm(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
+Tensor rms_norm_op(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
+  return rms_norm(x, weight, bias, options);
+}
+
+Tensor rms_norm_composite(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
+  check_norm(x, weight, bias);
+  return std::get<0>(composite_fwd(options, x, weight, bias));
+}
+
+Two add_rms_norm_op(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
+                    const OptTensor& bias) {
+  return add_rms_norm(x, residual, weight, bias, options);
+}
+
+}  // namespace
+
+Tensor rms_norm(const Tensor& x, const OptTensor& weight, const OptTensor& bias, const Options& options) {
   if (x.is_complex()) {
     check_norm(x, weight, bias);
     return std::get<0>(composite_fwd(options, x, weight, bias));
@@ -46,13 +62,8 @@ Tensor rms_norm(const Options& options, const Tensor& x, const OptTensor& weight
   return std::get<0>(call_fwd(options, x, w, b));
 }
 
-Tensor rms_norm_composite(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
-  check_norm(x, weight, bias);
-  return std::get<0>(composite_fwd(options, x, weight, bias));
-}
-
-Two add_rms_norm(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
-                 const OptTensor& bias) {
+Two add_rms_norm(const Tensor& x, const Tensor& residual, const OptTensor& weight, const OptTensor& bias,
+                 const Options& options) {
   if (x.is_complex()) {
     check_norm(x, weight, bias);
     check_residual(x, residual);
@@ -63,8 +74,6 @@ Two add_rms_norm(const Options& options, const Tensor& x, const Tensor& residual
   const auto [y, sum, rstd] = call_add_fwd(options, x, residual, w, b);
   return {y, sum};
 }
-
-}  // namespace
 
 Two call_fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
   static const Operator<Two(const Tensor&, const OptTensor&, const OptTensor&)> op("fused_rmsnorm::rms_norm_fwd");
@@ -115,9 +124,9 @@ TORCH_LIBRARY(fused_rmsnorm, m) {
 }
 
 TORCH_LIBRARY_IMPL(fused_rmsnorm, CompositeImplicitAutograd, m) {
-  m.impl("rms_norm", kernel<rms_norm>);
+  m.impl("rms_norm", kernel<rms_norm_op>);
   m.impl("rms_norm_composite", kernel<rms_norm_composite>);
-  m.impl("add_rms_norm", kernel<add_rms_norm>);
+  m.impl("add_rms_norm", kernel<add_rms_norm_op>);
 }
 
 }  // namespace fused_rmsnorm

@@ -1,17 +1,8 @@
 // The non-tensor arguments of every operator, parsed once at the operator's boundary.
 #pragma once
-#include <ATen/ATen.h>
-
-#include <optional>
+#include "../include/fused_rmsnorm/fused_rmsnorm.h"
 
 namespace fused_rmsnorm {
-
-struct Options {
-  std::optional<double> eps;  // nullopt: epsilon of the arithmetic type, as torch.nn.RMSNorm
-  std::optional<double> p;    // nullopt: the statistic reads the whole row
-  double weight_offset = 0;
-  bool llama = false;
-};
 
 // Raises ValueError for eps, p or casting_mode outside what is accepted.
 Options parse_options(std::optional<double> eps, std::optional<double> p, double weight_offset,

@@ -56,7 +56,7 @@ PyObject* py_rms_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Tensor y;
   {
     const pybind11::gil_scoped_release no_gil;
-    y = rms_norm(options, x, weight, bias);
+    y = rms_norm(x, weight, bias, options);
   }
   return THPVariable_Wrap(std::move(y));
   END_HANDLE_TH_ERRORS
@@ -72,7 +72,7 @@ PyObject* py_add_rms_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Two result;
   {
     const pybind11::gil_scoped_release no_gil;
-    result = add_rms_norm(options, x, residual, weight, bias);
+    result = add_rms_norm(x, residual, weight, bias, options);
   }
   return pybind11::make_tuple(std::get<0>(result), std::get<1>(result)).release().ptr();
   END_HANDLE_TH_ERRORS

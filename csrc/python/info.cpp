@@ -8,13 +8,12 @@ namespace py = pybind11;
 namespace {
 
 py::dict build_info() {
-  const std::string cuda_version = FUSED_RMSNORM_CUDA_VERSION, reason = FUSED_RMSNORM_CUDA_REASON;
   const auto or_none = [](const char* s) { return *s ? py::object(py::str(s)) : py::object(py::none()); };
   py::dict info;
   info["version"] = FUSED_RMSNORM_VERSION;
   info["torch"] = FUSED_RMSNORM_TORCH_VERSION;
   info["cpu_capability"] = fused_rmsnorm::cpu::capability();
-  info["cuda"] = reason.empty();
+  info["cuda"] = !*FUSED_RMSNORM_CUDA_REASON;
   info["cuda_reason"] = or_none(FUSED_RMSNORM_CUDA_REASON);
   info["cuda_version"] = or_none(FUSED_RMSNORM_CUDA_VERSION);
   info["cub_version"] = or_none(FUSED_RMSNORM_CUB_VERSION);

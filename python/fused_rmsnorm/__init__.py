@@ -1,7 +1,8 @@
 """Fused RMSNorm and pRMSNorm for PyTorch, on CPU and CUDA."""
 
-from . import _library, functional
-from ._info import build_info, launch_plan
+from . import _library as _library  # first: it loads the operators that the others name
+from . import functional
+from ._info import build_info
 from .modules import AddRMSNorm, PRMSNorm, RMSNorm
 
 __version__: str = build_info()["version"]
@@ -12,5 +13,4 @@ __all__ = [
     "RMSNorm",
     "build_info",
     "functional",
-    "launch_plan",
 ]

@@ -1,0 +1,33 @@
+// fused_rmsnorm for C++, over LibTorch. Link the CMake target fused_rmsnorm::fused_rmsnorm.
+//
+//   r = 1 / sqrt(mean(x[j]^2 for j < k) + eps)      k = N, or ceil(p * N) with p
+//   y = x * r * (weight_offset + weight) + bias
+//
+// over the last dimension of N elements. Both functions are differentiable (to any order, forward
+// and backward mode), run on CPU and CUDA, and raise c10::Error subclasses for bad arguments.
+#pragma once
+#include <ATen/ATen.h>
+
+#include <optional>
+#include <tuple>
+
+namespace fused_rmsnorm {
+
+struct Options {
+  std::optional<double> eps;  // nullopt: epsilon of the arithmetic type, as torch.nn.RMSNorm
+  std::optional<double> p;    // pRMSNorm: fraction in (0, 1]; nullopt: the statistic reads the whole row
+  double weight_offset = 0;   // 1 for the Gemma family
+  bool llama = false;         // round x * r to x's dtype before the weight is multiplied
+};
+
+// input [*, N]; weight and bias [N] or absent. Returns [*, N] in input's dtype.
+C10_EXPORT at::Tensor rms_norm(const at::Tensor& input, const std::optional<at::Tensor>& weight = {},
+                               const std::optional<at::Tensor>& bias = {}, const Options& options = {});
+
+// sum = input + residual, both [*, N] of one dtype; returns (rms_norm(sum), sum).
+C10_EXPORT std::tuple<at::Tensor, at::Tensor> add_rms_norm(const at::Tensor& input, const at::Tensor& residual,
+                                                           const std::optional<at::Tensor>& weight = {},
+                                                           const std::optional<at::Tensor>& bias = {},
+                                                           const Options& options = {});
+
+}  // namespace fused_rmsnorm

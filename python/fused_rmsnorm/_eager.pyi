@@ -1,0 +1,23 @@
+from torch import Tensor
+
+def rms_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    p: float | None,
+    weight_offset: float,
+    casting_mode: str,
+    /,
+) -> Tensor: ...
+def add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    p: float | None,
+    weight_offset: float,
+    casting_mode: str,
+    /,
+) -> tuple[Tensor, Tensor]: ...
