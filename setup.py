@@ -19,11 +19,11 @@ ROOT = Path(__file__).parent.resolve()
 
 
 class CMakeBuild(build_ext):
-    """Configures, builds and installs into the package's folder."""
+    """Configures, builds and installs the one CMake project into the package's folder."""
 
-    def build_extension(self, ext: Extension) -> None:
-        """``ext`` only names the package; CMake knows the rest."""
-        package = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
+    def run(self) -> None:
+        """Nothing goes by extension: ``ext_modules`` below only says that there is something to build."""
+        package = (ROOT / "python" if self.inplace else Path(self.build_lib)).resolve() / "fused_rmsnorm"
         build = Path(os.environ.get("FUSED_RMSNORM_BUILD_DIR", ROOT / "build" / "cmake"))
         configure = [
             *("cmake", "-S", str(ROOT), "-B", str(build), f"-DPython_EXECUTABLE={sys.executable}"),

@@ -5,8 +5,8 @@
 namespace fused_rmsnorm {
 
 // Raises ValueError for eps, p or casting_mode outside what is accepted.
-Options parse_options(std::optional<double> eps, std::optional<double> p, double weight_offset,
-                      c10::string_view casting_mode);
+C10_EXPORT Options parse_options(std::optional<double> eps, std::optional<double> p, double weight_offset,
+                                 c10::string_view casting_mode);
 
 // k = ceil(p * n) with p read as the decimal number that it prints as: 0.07 of 100 is 7, although
 // the binary product is a little above. Without p, n.

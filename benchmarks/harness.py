@@ -1,0 +1,279 @@
+"""The one way everything here is timed and kept.
+
+``measure`` runs contenders in turn, in random order, each twice per round. The first run of a
+round against the second is the contender against itself: what that ratio's median may be by chance
+is the noise, and ``speedup`` refuses to give a ratio inside it. ``Results`` keeps what is done on
+disk after each entry, so a run can be stopped and resumed.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .environment import environment, hardware_slug, keep_freed_memory
+
+__all__ = [
+    "RESULTS",
+    "SCHEMA",
+    "Contender",
+    "Results",
+    "Timing",
+    "environment",
+    "hardware_slug",
+    "keep_freed_memory",
+    "load",
+    "measure",
+    "noise_of",
+    "speedup",
+    "summarise",
+    "time_cuda",
+    "time_host",
+]
+
+SCHEMA = 1
+RESULTS = Path(__file__).parent / "results"
+
+Call = Callable[[Any], object]
+Timer = Callable[[Call, Iterator[Any], int], float]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """``call(inputs[i])`` is what is timed; the inputs are taken in turn, so data is fresh."""
+
+    name: str
+    call: Call
+    inputs: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call. ``noise``: relative, 0.02 means that 2 % is not a difference."""
+
+    median: float
+    p20: float
+    p80: float
+    noise: float
+    samples: int
+    calls_per_sample: int
+
+    @classmethod
+    def from_json(cls, d: dict[str, Any]) -> Timing:
+        return cls(**{k: d[k] for k in cls.__dataclass_fields__})
+
+
+def time_host(call: Call, inputs: Iterator[Any], calls: int) -> float:
+    """Seconds of the host for ``calls`` calls; waits for a GPU if there is one."""
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.synchronize()
+    start = time.perf_counter_ns()
+    for data in itertools.islice(inputs, calls):
+        call(data)
+    if gpu:
+        torch.cuda.synchronize()
+    return (time.perf_counter_ns() - start) * 1e-9
+
+
+def time_cuda(call: Call, inputs: Iterator[Any], calls: int) -> float:
+    """Seconds of the GPU for ``calls`` calls, by events: host overhead hides behind the queue."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for data in itertools.islice(inputs, calls):
+        call(data)
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3
+
+
+def noise_of(first: np.ndarray, second: np.ndarray) -> float:
+    """How far from 1 the ratio of two medians of the same thing may be: 95 % by bootstrap."""
+    rng = np.random.default_rng(0)
+    pick = rng.integers(0, len(first), (400, len(first)))
+    ratios = np.median(first[pick], axis=1) / np.median(second[pick], axis=1)
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return float(max(abs(math.log(low)), abs(math.log(high))))
+
+
+def summarise(samples: np.ndarray, calls: int) -> Timing:
+    """``samples``: shape [rounds, 2], seconds per call, two runs of one contender per round."""
+    p20, median, p80 = np.quantile(samples, (0.2, 0.5, 0.8))
+    return Timing(
+        float(median),
+        float(p20),
+        float(p80),
+        noise_of(samples[:, 0], samples[:, 1]),
+        samples.size,
+        calls,
+    )
+
+
+@contextmanager
+def _no_gc() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def measure(
+    contenders: Sequence[Contender],
+    *,
+    seconds: float = 1.0,
+    min_rounds: int = 5,
+    max_rounds: int = 400,
+    sample_seconds: float = 3e-4,
+    timer: Timer = time_host,
+    seed: int = 0,
+) -> dict[str, Timing]:
+    """Times all contenders against each other, in one process, interleaved at random.
+
+    Args:
+        contenders: names must differ.
+        seconds: for all of them together, warm-up not counted.
+        min_rounds, max_rounds: a round times every contender twice.
+        sample_seconds: calls are repeated until one sample lasts this long.
+        timer: ``time_host`` or ``time_cuda``.
+        seed: of the order.
+    """
+    if len({c.name for c in contenders}) != len(contenders):
+        raise ValueError(f"contenders need different names, got {[c.name for c in contenders]}")
+    inputs = {c.name: itertools.cycle(c.inputs) for c in contenders}
+    calls: dict[str, int] = {}
+    samples: dict[str, list[tuple[float, ...]]] = {c.name: [] for c in contenders}
+    order = random.Random(seed)
+    with _no_gc():
+        for c in contenders:
+            for _ in c.inputs:  # compiles, allocates, faults in every input's pages
+                timer(c.call, inputs[c.name], 1)
+            once = min(timer(c.call, inputs[c.name], 2) / 2 for _ in range(2))
+            calls[c.name] = max(1, math.ceil(sample_seconds / max(once, 1e-9)))
+            timer(c.call, inputs[c.name], calls[c.name])
+        deadline = time.perf_counter() + seconds
+        for done in range(max_rounds):
+            if done >= min_rounds and time.perf_counter() > deadline:
+                break
+            now: dict[str, list[float]] = {c.name: [] for c in contenders}
+            turns = [*contenders, *contenders]
+            order.shuffle(turns)
+            for c in turns:
+                now[c.name].append(timer(c.call, inputs[c.name], calls[c.name]) / calls[c.name])
+            for name, pair in now.items():
+                order.shuffle(pair)
+                samples[name].append(tuple(pair))
+    return {c.name: summarise(np.array(samples[c.name]), calls[c.name]) for c in contenders}
+
+
+def speedup(ours: Timing, theirs: Timing) -> float | None:
+    """``theirs / ours`` by the medians: above 1, ours is faster. None: inside the noise."""
+    ratio = theirs.median / ours.median
+    return None if abs(math.log(ratio)) <= max(ours.noise, theirs.noise) else ratio
+
+
+def _fingerprint(env: dict[str, Any]) -> str:
+    """What must be the same for two halves of a run to be one run (clocks move by themselves)."""
+    cpu = {k: v for k, v in env["cpu"].items() if k != "clock_mhz"}
+    gpu = env["gpu"] and {k: v for k, v in env["gpu"].items() if not k.startswith("clocks")}
+    return json.dumps({**env, "cpu": cpu, "gpu": gpu}, sort_keys=True)
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A results file.
+
+    Raises:
+        ValueError: written by another schema.
+    """
+    data = json.loads(Path(path).read_text())
+    if data.get("schema") != SCHEMA:
+        raise ValueError(f"{path} has schema {data.get('schema')}, this code reads {SCHEMA}")
+    return data
+
+
+class Results:
+    """A results file that grows entry by entry.
+
+    Until ``finish`` it is ``<name>.partial.json``. If one is there from a run that was stopped,
+    with the same options on the same machine and build, its entries are kept.
+
+    Args:
+        path: of the finished file.
+        kind: what wrote it, e.g. "norms"; decides how it is reported.
+        options: of the run; entries of other options are not reused.
+        resume: False: start anew.
+    """
+
+    def __init__(
+        self, path: Path, kind: str, options: dict[str, Any], *, resume: bool = True
+    ) -> None:
+        self.path = path
+        self.partial = path.with_suffix(".partial.json")
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.data: dict[str, Any] = {
+            "schema": SCHEMA,
+            "kind": kind,
+            "started": now,
+            "options": options,
+            "environment": environment(),
+            "complete": False,
+            "entries": {},
+        }
+        if resume and self.partial.exists():
+            try:
+                old = load(self.partial)
+            except (ValueError, OSError):
+                return
+            same = (old["kind"], old["options"]) == (kind, json.loads(json.dumps(options)))
+            if same and _fingerprint(old["environment"]) == _fingerprint(self.data["environment"]):
+                self.data = old
+
+    @property
+    def entries(self) -> dict[str, dict[str, Any]]:
+        return self.data["entries"]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.entries
+
+    def put(self, key: str, entry: dict[str, Any]) -> None:
+        """Keeps ``entry`` and writes the file. Timings may be given as such."""
+        self.entries[key] = json.loads(json.dumps(entry, default=asdict))
+        self._write(self.partial)
+
+    def run(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The entry, made now unless it is there from before."""
+        if key not in self:
+            self.put(key, make())
+        return self.entries[key]
+
+    def finish(self) -> Path:
+        """Puts the finished file in its place."""
+        self.data["complete"] = True
+        self.data["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._write(self.partial)
+        os.replace(self.partial, self.path)
+        return self.path
+
+    def _write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.data, indent=1) + "\n")
+        os.replace(temporary, path)
