@@ -22,8 +22,10 @@ class CMakeBuild(build_ext):
     """Configures, builds and installs the one CMake project into the package's folder."""
 
     def run(self) -> None:
-        """Nothing goes by extension: ``ext_modules`` below only says that there is something to build."""
-        package = (ROOT / "python" if self.inplace else Path(self.build_lib)).resolve() / "fused_rmsnorm"
+        """Nothing goes by extension: ``ext_modules`` only says that there is something to build."""
+        package = (
+            ROOT / "python" if self.inplace else Path(self.build_lib)
+        ).resolve() / "fused_rmsnorm"
         build = Path(os.environ.get("FUSED_RMSNORM_BUILD_DIR", ROOT / "build" / "cmake"))
         configure = [
             *("cmake", "-S", str(ROOT), "-B", str(build), f"-DPython_EXECUTABLE={sys.executable}"),

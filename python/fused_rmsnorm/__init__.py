@@ -4,8 +4,9 @@ from . import _library as _library  # first: it loads the operators that the oth
 from . import functional
 from ._info import build_info
 from .modules import AddRMSNorm, PRMSNorm, RMSNorm
+from .replace import replace_layer_norm_, replace_rms_norm_
 
-__version__: str = build_info()["version"]
+__version__: str = str(build_info()["version"])
 
 __all__ = [
     "AddRMSNorm",
@@ -13,4 +14,6 @@ __all__ = [
     "RMSNorm",
     "build_info",
     "functional",
+    "replace_layer_norm_",
+    "replace_rms_norm_",
 ]

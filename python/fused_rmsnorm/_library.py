@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 
 
 def load() -> None:
-    """Loads libfused_rmsnorm, with an error that says what to do where it is missing or does not fit."""
+    """Loads libfused_rmsnorm; the error says what to do where it is missing or does not fit."""
     library = HERE / "lib" / "libfused_rmsnorm.so"
     if not library.exists():
         raise ImportError(

@@ -78,8 +78,9 @@ class RMSNorm(nn.RMSNorm):
         """Scale 1 and bias 0, as when new."""
         if self.elementwise_affine:
             nn.init.constant_(self.weight, 1 - self.weight_offset)
-        if getattr(self, "bias", None) is not None:
-            nn.init.zeros_(self.bias)
+        bias = getattr(self, "bias", None)  # the base class calls this before there is one
+        if bias is not None:
+            nn.init.zeros_(bias)
 
     def forward(self, input: Tensor) -> Tensor:
         fuse = self.compile_mode == "fuse" and torch.compiler.is_compiling()

@@ -1,0 +1,204 @@
+"""replace_rms_norm_ and replace_layer_norm_: what is recognised, what is left alone, what is kept."""
+
+import copy
+import importlib
+
+import pytest
+import torch
+from fused_rmsnorm import RMSNorm, replace_layer_norm_, replace_rms_norm_
+from torch import nn
+
+N = 96
+
+
+class Norm(nn.Module):
+    """A norm as the families of transformers write it; ``rule`` is what they differ in."""
+
+    def __init__(self, rule: str, n: int = N, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.rule, self.variance_epsilon = rule, eps
+        self.weight = nn.Parameter(torch.rand(n) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, w = x.float(), self.weight
+        h = a * torch.rsqrt(a.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        if self.rule == "llama":
+            return w * h.to(x.dtype)
+        if self.rule == "olmo2":
+            return (w * h).to(x.dtype)
+        if self.rule == "gemma":
+            return (h * (1 + w.float())).type_as(x)
+        if self.rule == "t5":
+            return w * (h.to(w.dtype) if w.dtype in (torch.float16, torch.bfloat16) else h)
+        if self.rule == "gemma, offset added in the weight's type":
+            return (h * (1 + w)).type_as(x) if w.dtype == torch.float32 else x
+        if self.rule == "eps outside":
+            r = a.pow(2).mean(-1, keepdim=True).sqrt() + self.variance_epsilon
+            return w * (a / r).to(x.dtype)
+        if self.rule == "centred":
+            a = a - a.mean(-1, keepdim=True)
+        if self.rule == "groups":
+            g = a.view(*a.shape[:-1], 4, -1)
+            h = (g * torch.rsqrt(g.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)).view_as(
+                a
+            )
+        return w * h.to(x.dtype) if self.rule == "groups" else w * (a * 1.0).to(x.dtype)
+
+
+class GatedNorm(Norm):
+    def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(x if gate is None else x * gate)
+
+
+def model_of(*norms: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(N, N), *norms)
+
+
+@pytest.mark.parametrize("rule", ["llama", "olmo2", "gemma", "t5"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_same_numbers(rule: str, dtype: torch.dtype) -> None:
+    model = model_of(Norm(rule), Norm(rule, eps=1e-3)).to(dtype)
+    before = copy.deepcopy(model)
+    swapped = replace_rms_norm_(model)
+    assert list(swapped) == ["1", "2"]
+    assert all(isinstance(m, RMSNorm) for m in swapped.values())
+    x = torch.randn(64, N).to(dtype)
+    for old, new in zip(list(before)[1:], list(model)[1:], strict=True):
+        want, got = old(x), new(x)
+        assert got.dtype == want.dtype
+        assert (got != want).float().mean() < (1 if dtype == torch.float32 else 0.002)
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+    "rule", ["eps outside", "centred", "groups", "gemma, offset added in the weight's type"]
+)
+def test_other_arithmetic_is_left_alone(rule: str) -> None:
+    model = model_of(Norm(rule))
+    assert replace_rms_norm_(model) == {}
+    assert type(model[1]) is Norm
+
+
+def test_what_has_more_than_arithmetic_is_left_alone() -> None:
+    hooked = Norm("llama")
+    hooked.register_forward_hook(lambda *_: None)
+    assert replace_rms_norm_(model_of(GatedNorm("llama"), hooked, nn.LayerNorm(N))) == {}
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.RMSNorm(N), nn.RMSNorm(N, eps=1e-2), nn.RMSNorm(N, elementwise_affine=False)],
+    ids=str,
+)
+def test_torch_module(norm: nn.RMSNorm) -> None:
+    model = model_of(norm)
+    state, x = copy.deepcopy(model.state_dict()), torch.randn(5, N)
+    want = norm(x)
+    (new,) = replace_rms_norm_(model).values()
+    torch.testing.assert_close(new(x), want)
+    assert repr(new) == repr(norm)
+    model.load_state_dict(state)
+
+
+def test_parameters_stay_the_same_objects() -> None:
+    shared = Norm("llama")
+    model = nn.ModuleDict({"a": shared, "b": shared, "c": nn.Sequential(Norm("gemma"))})
+    model.eval()
+    shared.weight.requires_grad_(False)
+    before = dict(model.named_parameters(remove_duplicate=False))
+    swapped = replace_rms_norm_(model)
+    assert list(swapped) == ["a", "b", "c.0"]
+    assert model["a"] is model["b"]
+    assert not model["a"].training
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
+    assert replace_rms_norm_(model) == {}  # nothing is left to do
+
+
+def test_filter() -> None:
+    model = model_of(Norm("llama"), Norm("llama"))
+    swapped = replace_rms_norm_(model, lambda name, module: name == "2")
+    assert list(swapped) == ["2"]
+    assert type(model[1]) is Norm
+
+
+def test_meta_device() -> None:
+    with torch.device("meta"):
+        model = model_of(Norm("gemma"))
+    (new,) = replace_rms_norm_(model).values()
+    assert new.weight.is_meta
+    assert new.weight_offset == 1
+
+
+def test_the_model_itself() -> None:
+    with pytest.raises(ValueError, match="model is itself a Norm"):
+        replace_rms_norm_(Norm("llama"))
+    with pytest.raises(ValueError, match="model is itself a LayerNorm"):
+        replace_layer_norm_(nn.LayerNorm(4))
+
+
+@pytest.mark.parametrize("p", [None, 0.25])
+def test_layer_norm(p: float | None) -> None:
+    model = model_of(nn.LayerNorm(N, eps=1e-3), nn.LayerNorm(N, bias=False))
+    before = dict(model.named_parameters())
+    nn.init.normal_(model[1].weight)
+    nn.init.normal_(model[1].bias)
+    swapped = replace_layer_norm_(model, p)
+    assert list(swapped) == ["1", "2"]
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
+    x = torch.randn(7, N)
+    k = N if p is None else N // 4
+    r = (x[:, :k].pow(2).mean(-1, keepdim=True) + 1e-3).rsqrt()
+    torch.testing.assert_close(model[1](x), x * r * model[1].weight + model[1].bias)
+    assert model[2].bias is None
+
+
+def test_layer_norm_wrong_p() -> None:
+    with pytest.raises(ValueError, match=r"p must be None or a number in \(0, 1\], but got 6.25"):
+        replace_layer_norm_(nn.Sequential(nn.Linear(2, 2)), p=6.25)
+
+
+FAMILIES = {
+    "deepseek_v3": "DeepseekV3RMSNorm",
+    "gemma": "GemmaRMSNorm",
+    "gemma3": "Gemma3RMSNorm",
+    "gpt_oss": "GptOssRMSNorm",
+    "llama": "LlamaRMSNorm",
+    "llama4": "Llama4TextRMSNorm",
+    "mamba2": "Mamba2RMSNorm",
+    "mistral": "MistralRMSNorm",
+    "olmo2": "Olmo2RMSNorm",
+    "phi3": "Phi3RMSNorm",
+    "qwen3": "Qwen3RMSNorm",
+    "t5": "T5LayerNorm",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers(family: str) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    norm = getattr(module, FAMILIES[family])(N)
+    nn.init.normal_(norm.weight)
+    model = model_of(norm).bfloat16()
+    x = torch.randn(64, N, dtype=torch.bfloat16)
+    want = norm(x)
+    (new,) = replace_rms_norm_(model).values()
+    assert (new(x) != want).float().mean() < 0.002
+
+
+def test_transformers_model() -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = transformers.Qwen3Config(
+        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+    )  # fmt: skip
+    model = transformers.Qwen3ForCausalLM(config).eval()
+    tokens = torch.arange(12).view(2, 6)
+    want = model(tokens).logits
+    swapped = replace_rms_norm_(model)
+    assert len(swapped) == 2 * 4 + 1  # two of the stream, one each for q and k, and the last
+    torch.testing.assert_close(model(tokens).logits, want)
