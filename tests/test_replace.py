@@ -1,4 +1,4 @@
-"""replace_rms_norm_ and replace_layer_norm_: what is recognised, what is left alone, what is kept."""
+"""replace_rms_norm_ and replace_layer_norm_: what is recognised, left alone and kept."""
 
 import copy
 import importlib
@@ -11,38 +11,55 @@ from torch import nn
 N = 96
 
 
-class Norm(nn.Module):
-    """A norm as the families of transformers write it; ``rule`` is what they differ in."""
+def rms(a: torch.Tensor, eps: float) -> torch.Tensor:
+    return a * torch.rsqrt(a.pow(2).mean(-1, keepdim=True) + eps)
 
-    def __init__(self, rule: str, n: int = N, eps: float = 1e-5) -> None:
+
+def llama(x, w, eps):
+    return w * rms(x.float(), eps).to(x.dtype)
+
+
+def olmo2(x, w, eps):
+    return (w * rms(x.float(), eps)).to(x.dtype)
+
+
+def gemma(x, w, eps):
+    return (rms(x.float(), eps) * (1 + w.float())).to(x.dtype)
+
+
+def t5(x, w, eps):
+    h = rms(x.float(), eps)
+    return w * (h.to(w.dtype) if w.dtype in (torch.float16, torch.bfloat16) else h)
+
+
+def gemma_with_offset_rounded(x, w, eps):
+    return (rms(x.float(), eps) * (1 + w)).to(x.dtype)
+
+
+def eps_outside(x, w, eps):
+    a = x.float()
+    return w * (a / (a.pow(2).mean(-1, keepdim=True).sqrt() + eps)).to(x.dtype)
+
+
+def centred(x, w, eps):
+    a = x.float()
+    return w * rms(a - a.mean(-1, keepdim=True), eps).to(x.dtype)
+
+
+def groups(x, w, eps):
+    return w * rms(x.float().unflatten(-1, (4, -1)), eps).flatten(-2).to(x.dtype)
+
+
+class Norm(nn.Module):
+    """A norm as models write it; ``rule`` is what the families differ in."""
+
+    def __init__(self, rule, eps: float = 1e-5) -> None:
         super().__init__()
         self.rule, self.variance_epsilon = rule, eps
-        self.weight = nn.Parameter(torch.rand(n) + 0.5)
+        self.weight = nn.Parameter(torch.rand(N) + 0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        a, w = x.float(), self.weight
-        h = a * torch.rsqrt(a.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        if self.rule == "llama":
-            return w * h.to(x.dtype)
-        if self.rule == "olmo2":
-            return (w * h).to(x.dtype)
-        if self.rule == "gemma":
-            return (h * (1 + w.float())).type_as(x)
-        if self.rule == "t5":
-            return w * (h.to(w.dtype) if w.dtype in (torch.float16, torch.bfloat16) else h)
-        if self.rule == "gemma, offset added in the weight's type":
-            return (h * (1 + w)).type_as(x) if w.dtype == torch.float32 else x
-        if self.rule == "eps outside":
-            r = a.pow(2).mean(-1, keepdim=True).sqrt() + self.variance_epsilon
-            return w * (a / r).to(x.dtype)
-        if self.rule == "centred":
-            a = a - a.mean(-1, keepdim=True)
-        if self.rule == "groups":
-            g = a.view(*a.shape[:-1], 4, -1)
-            h = (g * torch.rsqrt(g.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)).view_as(
-                a
-            )
-        return w * h.to(x.dtype) if self.rule == "groups" else w * (a * 1.0).to(x.dtype)
+        return self.rule(x, self.weight, self.variance_epsilon)
 
 
 class GatedNorm(Norm):
@@ -54,9 +71,9 @@ def model_of(*norms: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(N, N), *norms)
 
 
-@pytest.mark.parametrize("rule", ["llama", "olmo2", "gemma", "t5"])
+@pytest.mark.parametrize("rule", [llama, olmo2, gemma, t5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_same_numbers(rule: str, dtype: torch.dtype) -> None:
+def test_same_numbers(rule, dtype: torch.dtype) -> None:
     model = model_of(Norm(rule), Norm(rule, eps=1e-3)).to(dtype)
     before = copy.deepcopy(model)
     swapped = replace_rms_norm_(model)
@@ -66,23 +83,23 @@ def test_same_numbers(rule: str, dtype: torch.dtype) -> None:
     for old, new in zip(list(before)[1:], list(model)[1:], strict=True):
         want, got = old(x), new(x)
         assert got.dtype == want.dtype
-        assert (got != want).float().mean() < (1 if dtype == torch.float32 else 0.002)
-        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(
+            got, want, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6
+        )
+        assert dtype == torch.float32 or (got != want).float().mean() < 0.002  # sums may differ
 
 
-@pytest.mark.parametrize(
-    "rule", ["eps outside", "centred", "groups", "gemma, offset added in the weight's type"]
-)
-def test_other_arithmetic_is_left_alone(rule: str) -> None:
+@pytest.mark.parametrize("rule", [eps_outside, centred, groups, gemma_with_offset_rounded])
+def test_other_arithmetic_is_left_alone(rule) -> None:
     model = model_of(Norm(rule))
     assert replace_rms_norm_(model) == {}
     assert type(model[1]) is Norm
 
 
 def test_what_has_more_than_arithmetic_is_left_alone() -> None:
-    hooked = Norm("llama")
+    hooked = Norm(llama)
     hooked.register_forward_hook(lambda *_: None)
-    assert replace_rms_norm_(model_of(GatedNorm("llama"), hooked, nn.LayerNorm(N))) == {}
+    assert replace_rms_norm_(model_of(GatedNorm(llama), hooked, nn.LayerNorm(N))) == {}
 
 
 @pytest.mark.parametrize(
@@ -101,8 +118,8 @@ def test_torch_module(norm: nn.RMSNorm) -> None:
 
 
 def test_parameters_stay_the_same_objects() -> None:
-    shared = Norm("llama")
-    model = nn.ModuleDict({"a": shared, "b": shared, "c": nn.Sequential(Norm("gemma"))})
+    shared = Norm(llama)
+    model = nn.ModuleDict({"a": shared, "b": shared, "c": nn.Sequential(Norm(gemma))})
     model.eval()
     shared.weight.requires_grad_(False)
     before = dict(model.named_parameters(remove_duplicate=False))
@@ -117,7 +134,7 @@ def test_parameters_stay_the_same_objects() -> None:
 
 
 def test_filter() -> None:
-    model = model_of(Norm("llama"), Norm("llama"))
+    model = model_of(Norm(llama), Norm(llama))
     swapped = replace_rms_norm_(model, lambda name, module: name == "2")
     assert list(swapped) == ["2"]
     assert type(model[1]) is Norm
@@ -125,7 +142,7 @@ def test_filter() -> None:
 
 def test_meta_device() -> None:
     with torch.device("meta"):
-        model = model_of(Norm("gemma"))
+        model = model_of(Norm(gemma))
     (new,) = replace_rms_norm_(model).values()
     assert new.weight.is_meta
     assert new.weight_offset == 1
@@ -133,7 +150,7 @@ def test_meta_device() -> None:
 
 def test_the_model_itself() -> None:
     with pytest.raises(ValueError, match="model is itself a Norm"):
-        replace_rms_norm_(Norm("llama"))
+        replace_rms_norm_(Norm(llama))
     with pytest.raises(ValueError, match="model is itself a LayerNorm"):
         replace_layer_norm_(nn.LayerNorm(4))
 

@@ -108,9 +108,11 @@ def _replace(
     made: dict[nn.Module, RMSNorm | None] = {}  # one new module for one that is used twice
     swapped = {}
     for path, parent in list(model.named_modules()):
-        for child_name, child in list(parent.named_children()):
+        for child_name, child in list(parent._modules.items()):  # with what occurs twice
             name = f"{path}.{child_name}" if path else child_name
-            if isinstance(child, RMSNorm) or (filter_fn is not None and not filter_fn(name, child)):
+            if child is None or isinstance(child, RMSNorm):
+                continue
+            if filter_fn is not None and not filter_fn(name, child):
                 continue
             if child not in made:
                 made[child] = like(child)
