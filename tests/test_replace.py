@@ -5,8 +5,9 @@ import importlib
 
 import pytest
 import torch
-from fused_rmsnorm import RMSNorm, replace_layer_norm_, replace_rms_norm_
 from torch import nn
+
+from fused_rmsnorm import RMSNorm, replace_layer_norm_, replace_rms_norm_
 
 N = 96
 

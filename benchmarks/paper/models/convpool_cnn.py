@@ -1,8 +1,7 @@
 """ConvPool-CNN-C (Springenberg et al. 2015; Salimans and Kingma's variant) for CIFAR-10.
 
 Channels 96 and 192. Every convolution is normalised over its channels at each position.
-Activations are channels-last,
-where a position's channels are a contiguous row, so no norm needs a copy.
+Activations are channels-last, where a position's channels are a row: no norm needs a copy.
 """
 
 from __future__ import annotations

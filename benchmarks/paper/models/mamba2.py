@@ -41,7 +41,7 @@ def batch(sizes: Sizes, random: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def state_space(x: Tensor, dt: Tensor, rate: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """x [batch, time, heads, head], dt [batch, time, heads], rate [heads], b and c [batch, time, n].
+    """x [batch, time, heads, head], dt [batch, time, heads], rate [heads], b, c [batch, time, n].
 
     h_t = exp(rate dt_t) h_{t-1} + dt_t b_t x_t,  y_t = c_t h_t.
     """
