@@ -1,0 +1,3 @@
+#include "backward.cuh"
+
+template const char* fused_rmsnorm::cuda::backward_of<__half>(const Backward&, const Plan&, void*);

@@ -1,0 +1,54 @@
+// The entry points of norm.h: plan, then the translation unit of x's dtype.
+#include "device.cuh"
+#include "plan.h"
+
+namespace fused_rmsnorm::cuda {
+
+template <class X>
+const char* forward_of(const Forward& f, const Plan& p, void* stream);
+template <class X>
+const char* backward_of(const Backward& b, const Plan& p, void* stream);
+
+namespace {
+
+constexpr int64_t kMaxColumns = int64_t{1} << 30;  // columns are counted in 32 bits
+
+}  // namespace
+
+const char* forward(const Forward& f, void* stream) {
+  if (f.rows == 0) return nullptr;
+  if (f.n > kMaxColumns) return "rows of more than 2^30 elements are not supported on CUDA";
+  int arch = 0;
+  if (const char* error = message({"device query", 0, 0, 0, 0}, current_arch(arch))) return error;
+  const Plan p = forward_plan(f.n, f.x_dtype, arch);
+  switch (f.x_dtype) {
+    case Dtype::f32: return forward_of<float>(f, p, stream);
+    case Dtype::f64: return forward_of<double>(f, p, stream);
+    case Dtype::f16: return forward_of<__half>(f, p, stream);
+    case Dtype::bf16: return forward_of<__nv_bfloat16>(f, p, stream);
+  }
+  return "unknown dtype";
+}
+
+int64_t backward_workspace(const Backward& b) {
+  int arch = 0;
+  if (current_arch(arch) != cudaSuccess) return 0;  // backward reports it
+  const Plan p = backward_plan(b.n, b.x_dtype, b.dy_dtype, arch);
+  return p.partials * b.n * ((b.dw != nullptr) + (b.db != nullptr)) * (b.x_dtype == Dtype::f64 ? 8 : 4);
+}
+
+const char* backward(const Backward& b, void* stream) {
+  if (b.n > kMaxColumns) return "rows of more than 2^30 elements are not supported on CUDA";
+  int arch = 0;
+  if (const char* error = message({"device query", 0, 0, 0, 0}, current_arch(arch))) return error;
+  const Plan p = backward_plan(b.n, b.x_dtype, b.dy_dtype, arch);
+  switch (b.x_dtype) {
+    case Dtype::f32: return backward_of<float>(b, p, stream);
+    case Dtype::f64: return backward_of<double>(b, p, stream);
+    case Dtype::f16: return backward_of<__half>(b, p, stream);
+    case Dtype::bf16: return backward_of<__nv_bfloat16>(b, p, stream);
+  }
+  return "unknown dtype";
+}
+
+}  // namespace fused_rmsnorm::cuda

@@ -1,0 +1,239 @@
+// The forward kernels: y = x * r * (offset + w) + b, optionally of x + residual, which is then
+// written too. Templates over the dtypes, the shape of a row (plan.h), how it lies in memory and the
+// fused add; everything else is the same for all threads and costs a predictable branch.
+#pragma once
+#include "affine.cuh"
+#include "plan.h"
+#include "reduce.cuh"
+#include "rows.h"
+
+namespace fused_rmsnorm::cuda {
+
+template <class X_, class W_, class Y_>
+struct ForwardTypes {
+  using X = X_;
+  using W = W_;
+  using Y = Y_;
+  using T = Acc<X>;
+  static constexpr int V = 16 / sizeof(X);
+};
+
+// x = x + residual, rounded to x's dtype, and written to sum.
+template <Access kAccess, class X, int V>
+__device__ __forceinline__ void add(const Forward& f, int64_t m, int c, Vec<X, V>& x, const Vec<X, V>& residual) {
+#pragma unroll
+  for (int j = 0; j < V; ++j) x.v[j] = narrow<X>(widen(x.v[j]) + widen(residual.v[j]));
+  store<kAccess>(static_cast<X*>(f.sum) + m * f.n, c, static_cast<int>(f.n), x);
+}
+
+// Sum of squares of the columns below k.
+template <class T, class X, int V>
+__device__ __forceinline__ T squares(const Vec<X, V>& v, int c, int64_t k, T sum) {
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    const T a = widen(v.v[j]);
+    sum += c + j < k ? a * a : T(0);
+  }
+  return sum;
+}
+
+template <bool kAdd>
+__device__ __forceinline__ bool overwrites(const Forward& f) {
+  return f.y == f.x.data || (kAdd && f.sum == f.residual.data);
+}
+
+template <class T>
+__device__ __forceinline__ T rstd_of(const Forward& f, T squares_sum) {
+  return inverse_sqrt(squares_sum / static_cast<T>(f.k) + static_cast<T>(f.eps));
+}
+
+// Normalises, scales and writes columns c ... c + V - 1.
+template <class Types, Access kAccess>
+__device__ __forceinline__ void finish(const Forward& f, int64_t m, int c, const Vec<typename Types::X, Types::V>& x,
+                                       typename Types::T r) {
+  using T = typename Types::T;
+  using W = typename Types::W;
+  using Y = typename Types::Y;
+  constexpr int V = Types::V;
+  T out[V];
+  load_scale<W, kAccess>(f.weight, f.weight_offset, f.n, c, out);
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    T h = widen(x.v[j]) * r;
+    if (f.llama) h = widen(narrow<typename Types::X>(h));
+    out[j] *= h;
+  }
+  if (f.bias) {
+    const auto b = RowReader<W, V, kAccess>(f.bias, f.n).load(c);
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] += static_cast<T>(widen(b.v[j]));
+  }
+  Vec<Y, V> y;
+#pragma unroll
+  for (int j = 0; j < V; ++j) y.v[j] = narrow<Y>(out[j]);
+  store<kAccess>(static_cast<Y*>(f.y) + m * f.n, c, static_cast<int>(f.n), y);
+}
+
+// Where a thread keeps its vectors of a row between the statistic and the store: in registers, or,
+// where 64 or 128 registers are too few for the reading of unaligned rows beside them, in slots of
+// shared memory that no other thread touches.
+template <int kThreads, Access kAccess>
+constexpr bool kSlots = kThreads == 1024 || (kThreads == 512 && kAccess == Access::any);
+
+template <class V, int kItems, int kThreads, bool kInSlots>
+struct Held {
+  V v[kItems];
+  __device__ __forceinline__ V& operator[](int i) { return v[i]; }
+};
+template <class V, int kItems, int kThreads>
+struct Held<V, kItems, kThreads, true> {
+  __device__ __forceinline__ V& operator[](int i) {
+    return reinterpret_cast<V*>(shared_memory() + kScratchBytes)[i * kThreads + threadIdx.x];
+  }
+};
+
+// Families `registers` and `cluster`: a row is read once, and all its loads are issued before the
+// first is used.
+template <class Types, int kThreads, int kItems, Access kAccess, bool kAdd, bool kCluster>
+__global__ void __launch_bounds__(kThreads < 128 ? 128 : kThreads, 1) forward_rows(Forward f, int cluster) {
+  using T = typename Types::T;
+  using X = typename Types::X;
+  constexpr int V = Types::V;
+  constexpr int kRows = kThreads < 128 ? 128 / kThreads : 1;
+  constexpr bool kInSlots = kSlots<kThreads, kAccess>;
+  constexpr bool kBoth = kAdd && !kInSlots;  // x and residual are read before either is used
+  constexpr int kUnroll = kInSlots ? 1 : kItems;
+  const int width = kCluster ? kThreads * cluster : kThreads;  // threads of a row
+  const int thread = threadIdx.x % kThreads + (kCluster ? Cluster::rank() * kThreads : 0);
+  const int n = static_cast<int>(f.n);
+  const int64_t groups = (f.rows + kRows - 1) / kRows;
+  RowSum<T, kThreads, kCluster> row_sum(cluster);
+
+  for (int64_t group = kCluster ? blockIdx.x / cluster : blockIdx.x; group < groups;
+       group += kCluster ? gridDim.x / cluster : gridDim.x) {
+    const int64_t m = group * kRows + threadIdx.x / kThreads;
+    const bool live = m < f.rows;
+    Held<Vec<X, V>, kItems, kThreads, kInSlots> x;
+    Vec<X, V> residual[kBoth ? kItems : 1];
+    T sum = 0;
+    if (live) {
+      RowReader<X, V, kAccess> row(f.x, m, n), residual_row(kAdd ? f.residual : f.x, m, n);
+      row.overwritten = residual_row.overwritten = overwrites<kAdd>(f);
+#pragma unroll kUnroll
+      for (int i = 0; i < kItems; ++i) {
+        const int c = (i * width + thread) * V;
+        if (c < n) {
+          x[i] = row.load(c);
+          if constexpr (kBoth) residual[i] = residual_row.load(c);
+        }
+      }
+#pragma unroll kUnroll
+      for (int i = 0; i < kItems; ++i) {
+        const int c = (i * width + thread) * V;
+        if (c < n) {
+          if constexpr (kBoth) {
+            add<kAccess>(f, m, c, x[i], residual[i]);
+          } else if constexpr (kAdd) {
+            add<kAccess>(f, m, c, x[i], residual_row.load(c));
+          }
+          sum = squares(x[i], c, f.k, sum);
+        }
+      }
+    }
+    const T r = rstd_of(f, row_sum(sum));
+    if (live) {
+      if (f.rstd && thread == 0) static_cast<T*>(f.rstd)[m] = r;
+#pragma unroll kUnroll
+      for (int i = 0; i < kItems; ++i) {
+        const int c = (i * width + thread) * V;
+        if (c < n) finish<Types, kAccess>(f, m, c, x[i], r);
+      }
+    }
+  }
+}
+
+// Family `two_pass`: a block per row of any length. A thread reads back only what it wrote itself.
+template <class Types, bool kAdd>
+__global__ void __launch_bounds__(kLongThreads) forward_long(Forward f) {
+  using T = typename Types::T;
+  using X = typename Types::X;
+  constexpr int V = Types::V;
+  using Reader = RowReader<X, V, Access::any>;
+  const int n = static_cast<int>(f.n);
+  RowSum<T, kLongThreads, false> row_sum(1);
+  for (int64_t m = blockIdx.x; m < f.rows; m += gridDim.x) {
+    Reader row(f.x, m, n), residual_row(kAdd ? f.residual : f.x, m, n);
+    row.overwritten = residual_row.overwritten = overwrites<kAdd>(f);
+    T sum = 0;
+    for (int c = threadIdx.x * V; c < (kAdd ? n : f.k); c += kLongThreads * V) {
+      Vec<X, V> x = row.load(c);
+      if constexpr (kAdd) add<Access::any>(f, m, c, x, residual_row.load(c));
+      sum = squares(x, c, f.k, sum);
+    }
+    const T r = rstd_of(f, row_sum(sum));
+    if (f.rstd && threadIdx.x == 0) static_cast<T*>(f.rstd)[m] = r;
+    Reader again = row;
+    if constexpr (kAdd) {
+      again = Reader(static_cast<const X*>(f.sum) + m * f.n, n);
+      again.overwritten = true;
+    }
+    for (int c = threadIdx.x * V; c < n; c += kLongThreads * V) {
+      finish<Types, Access::any>(f, m, c, again.load(c), r);
+    }
+  }
+}
+
+template <class Types, bool kAdd, Access kAccess, int kShape, bool kCluster>
+const char* launch_forward_rows(const Forward& f, const Plan& p, void* stream) {
+  constexpr Shape shape = kShapes[kShape];
+  const int64_t wanted = ceil_div(f.rows, p.rows_per_block) * p.cluster;
+  const Launch launch_as{"forward_rows", wanted < kMaxBlocks ? wanted : kMaxBlocks / p.cluster * p.cluster,
+                         p.threads * p.rows_per_block,
+                         p.shared_bytes + (kSlots<shape.threads, kAccess> ? shape.threads * shape.items * 16 : 0),
+                         p.cluster};
+  return launch(launch_as, stream, forward_rows<Types, shape.threads, shape.items, kAccess, kAdd, kCluster>, f,
+                p.cluster);
+}
+
+// The kernel of the plan's shape, found among those from kShape on.
+template <class Types, bool kAdd, Access kAccess, int kShape = 0>
+const char* launch_shape(const Forward& f, const Plan& p, void* stream) {
+  if constexpr (kShape < kForwardShapes) {
+    if (p.threads == kShapes[kShape].threads && p.items == kShapes[kShape].items) {
+      if constexpr (kShape >= kClusterShape) {
+        if (p.family == Family::cluster) return launch_forward_rows<Types, kAdd, kAccess, kShape, true>(f, p, stream);
+      }
+      return launch_forward_rows<Types, kAdd, kAccess, kShape, false>(f, p, stream);
+    }
+    return launch_shape<Types, kAdd, kAccess, kShape + 1>(f, p, stream);
+  }
+  return "no forward kernel for this launch plan";
+}
+
+template <class Types, bool kAdd>
+const char* launch_forward(const Forward& f, const Plan& p, void* stream) {
+  if (p.family == Family::two_pass) {
+    const Launch launch_as{"forward_long", f.rows < kMaxBlocks ? f.rows : kMaxBlocks, kLongThreads, p.shared_bytes, 1};
+    return launch(launch_as, stream, forward_long<Types, kAdd>, f);
+  }
+  if (is_aligned(f, p)) return launch_shape<Types, kAdd, Access::aligned>(f, p, stream);
+  return launch_shape<Types, kAdd, Access::any>(f, p, stream);
+}
+
+// One translation unit per dtype of x instantiates this.
+template <class X>
+const char* forward_of(const Forward& f, const Plan& p, void* stream) {
+  const auto run = [&](auto types) {
+    using Types = decltype(types);
+    return f.residual.data ? launch_forward<Types, true>(f, p, stream) : launch_forward<Types, false>(f, p, stream);
+  };
+  if constexpr (sizeof(X) == 2) {
+    if (f.w_dtype == Dtype::f32) {
+      if (f.y_dtype == Dtype::f32) return run(ForwardTypes<X, float, float>{});
+      return run(ForwardTypes<X, float, X>{});
+    }
+  }
+  return run(ForwardTypes<X, X, X>{});
+}
+
+}  // namespace fused_rmsnorm::cuda

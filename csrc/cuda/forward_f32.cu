@@ -1,0 +1,3 @@
+#include "forward.cuh"
+
+template const char* fused_rmsnorm::cuda::forward_of<float>(const Forward&, const Plan&, void*);

@@ -1,0 +1,3 @@
+#include "forward.cuh"
+
+template const char* fused_rmsnorm::cuda::forward_of<double>(const Forward&, const Plan&, void*);

@@ -1,0 +1,64 @@
+// The sum of one number per thread over the threads of a row, in an order that depends on the
+// launch plan alone: lanes by cub::WarpReduce, then warps one after the other, then blocks of the
+// cluster one after the other. Every thread gets the sum.
+#pragma once
+#include "device.cuh"
+#include "plan.h"
+
+#if defined(__CUDACC__)
+#include <cub/warp/warp_reduce.cuh>
+#endif
+
+namespace fused_rmsnorm::cuda {
+
+template <int kLanes, class T>
+__device__ __forceinline__ T lanes_sum(T v) {
+#if defined(__CUDACC__)
+  using Reduce = cub::WarpReduce<T, kLanes>;
+  typename Reduce::TempStorage none;  // empty: these sums travel by shuffles
+  v = Reduce(none).Sum(v);
+#else
+  for (int offset = 1; offset < kLanes; offset *= 2) v += __shfl_down_sync(0xffffffffu, v, offset, kLanes);
+#endif
+  return __shfl_sync(0xffffffffu, v, 0, kLanes);
+}
+
+// Scratch in shared memory: two sets of a slot per warp and a slot per block of the cluster, used in
+// turn, so that one barrier a row is enough: whoever writes a set again has passed the barrier of
+// the other one, which everybody reaches only after reading the first.
+template <class T, int kThreads, bool kCluster>
+class RowSum {
+ public:
+  __device__ explicit RowSum(int cluster) : cluster_(cluster) {}
+
+  // Called by all threads of the block together.
+  __device__ __forceinline__ T operator()(T v) {
+    if constexpr (kThreads <= 32) {
+      return lanes_sum<kThreads>(v);
+    } else {
+      constexpr int kWarps = kThreads / 32;
+      T* const set = reinterpret_cast<T*>(shared_memory()) + turn_ * (32 + kMaxCluster);
+      turn_ ^= 1;
+      const int row = threadIdx.x / kThreads;  // of those side by side
+      v = lanes_sum<32>(v);
+      if (threadIdx.x % 32 == 0) set[threadIdx.x / 32] = v;
+      __syncthreads();
+      v = 0;
+#pragma unroll
+      for (int i = 0; i < kWarps; ++i) v += set[row * kWarps + i];
+      if constexpr (kCluster) {
+        T* const slots = set + 32;
+        if (threadIdx.x < static_cast<unsigned>(cluster_)) Cluster::peer(slots, threadIdx.x)[Cluster::rank()] = v;
+        Cluster::sync();
+        v = 0;
+        for (int i = 0; i < cluster_; ++i) v += slots[i];
+      }
+      return v;
+    }
+  }
+
+ private:
+  int cluster_, turn_ = 0;
+};
+
+}  // namespace fused_rmsnorm::cuda

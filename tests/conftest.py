@@ -1,0 +1,25 @@
+"""Devices and hypothesis settings for all tests."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+import fused_rmsnorm
+
+# Deterministic by default, so that a run in CI says something about the change it tests.
+# HYPOTHESIS_PROFILE=explore draws new examples, and more of them.
+settings.register_profile("ci", deadline=None, derandomize=True, database=None, max_examples=60)
+settings.register_profile("explore", deadline=None, database=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+DEVICES = ["cpu"]
+if fused_rmsnorm.build_info()["cuda"] and torch.cuda.is_available():
+    DEVICES.append("cuda")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    # A parameter rather than a fixture: hypothesis takes no function-scoped fixtures.
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", DEVICES)
