@@ -24,7 +24,7 @@ STAMPS := build/$(subst /,_,$(PY))
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml python/fused_rmsnorm/VERSION
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: build bench bench-full paper test lint format gpu clean
+.PHONY: build bench bench-full test lint format clean
 
 build: $(STAMPS)/built
 
@@ -34,15 +34,8 @@ bench: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
 bench-full: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
 	$(PY) -m benchmarks.bench_norms --full
 
-paper: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
-	$(PY) -m benchmarks.paper
-
 test: $(STAMPS)/built $(STAMPS)/requirements-test $(STAMPS)/benchmarks-requirements
 	$(PY) -m pytest $(PYTEST_ARGS)
-
-# On a machine with a GPU, offline: build, test, compute-sanitizer, benchmark, results file.
-gpu: $(STAMPS)/built $(STAMPS)/requirements-test
-	$(PY) -m benchmarks.gpu $(GPU_ARGS)
 
 lint: $(STAMPS)/requirements-lint
 	$(PY) -m ruff check .

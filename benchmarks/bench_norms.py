@@ -62,7 +62,9 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
         "threads": args.threads or (sorted({1, every}) if args.full else [every]),
         "directions": ["forward", "forward+backward", *(["backward"] if args.full else [])],
         "seconds": args.seconds or (3.0 if args.full else 1.2),
-        "steps": {k: args.steps or v for k, v in (FULL_STEPS if args.full else QUICK_STEPS).items()},
+        "steps": {
+            k: args.steps or v for k, v in (FULL_STEPS if args.full else QUICK_STEPS).items()
+        },
     }
 
 

@@ -198,8 +198,9 @@ def time_latency(seconds: float) -> dict[str, dict[str, Any]]:
 
     key -> entry, as of :func:`time_case`.
     """
-    import fused_rmsnorm as ours
     from torch import nn
+
+    import fused_rmsnorm as ours
 
     n = 128
     x, dy = torch.randn(1, n, requires_grad=True), torch.randn(1, n)

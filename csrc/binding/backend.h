@@ -16,7 +16,7 @@ namespace fused_rmsnorm {
 template <class Backend>
 Two fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
   check_fwd(x, weight, bias);
-  if (!is_fused(options, x, weight)) return composite_fwd(options, x, weight, bias);
+  if (!is_fused(options, x, weight)) return composite_fwd(options, x.contiguous(), weight, bias);
   const typename Backend::Guard guard(x);
   const ForwardCall call(options, x, {}, weight, bias);
   Backend::run(call.args);
@@ -53,9 +53,16 @@ template <class Backend>
 Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight, const Tensor& rstd,
           const OptTensor& grad_sum, Mask3 mask) {
   check_bwd(dy, x, weight, rstd, grad_sum);
-  if (!is_fused(options, x, weight)) return composite_bwd(options, dy, x, weight, grad_sum, mask);
+  if (!is_fused(options, x, weight)) {
+    return composite_bwd(options, dy.contiguous(), x.contiguous(), weight, grad_sum, mask);
+  }
   const typename Backend::Guard guard(x);
   BackwardCall call(options, dy, x, weight, rstd, grad_sum, mask);
+  if (call.args.rows == 0) {  // sums of nothing
+    if (call.dw.defined()) call.dw.zero_();
+    if (call.db.defined()) call.db.zero_();
+    return call.results(weight);
+  }
   if (const int64_t bytes = Backend::workspace(call.args)) {
     call.workspace = at::empty({bytes}, x.options().dtype(at::kByte));
     call.args.workspace = call.workspace.mutable_data_ptr();

@@ -65,10 +65,14 @@ void check_bwd(const Tensor& dy, const Tensor& x, const OptTensor& weight, const
   check_like_input(dy, "grad_output", x);
   TORCH_CHECK_TYPE(dy.is_floating_point(), "grad_output must have a floating-point dtype, but got ",
                    dy.scalar_type());
-  if (present(grad_sum)) check_like_input(*grad_sum, "grad_sum", x);
+  if (present(grad_sum)) {
+    check_like_input(*grad_sum, "grad_sum", x);
+    TORCH_CHECK_TYPE(grad_sum->is_floating_point(), "grad_sum must have a floating-point dtype, but got ",
+                     grad_sum->scalar_type());
+  }
   TORCH_CHECK_TYPE(rstd.scalar_type() == acc_type(x.scalar_type()), "rstd must have dtype ",
                    acc_type(x.scalar_type()), ", but got ", rstd.scalar_type());
-  TORCH_CHECK(rstd.device() == x.device() && rstd.dim() == x.dim() &&
+  TORCH_CHECK(rstd.device() == x.device() && rstd.dim() == x.dim() && rstd.sym_size(-1) == 1 &&
                   rstd.sym_sizes().slice(0, x.dim() - 1).equals(x.sym_sizes().slice(0, x.dim() - 1)),
               "rstd must have input's shape with 1 for the last dimension, but got ", rstd.sym_sizes());
 }

@@ -9,7 +9,7 @@ namespace {
 
 Two fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
   check_fwd(x, weight, bias);
-  return composite_fwd(options, x, weight, bias);
+  return composite_fwd(options, x.contiguous(), weight, bias);
 }
 
 Three add_fwd(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
@@ -30,7 +30,7 @@ void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptT
 Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight, const Tensor& rstd,
           const OptTensor& grad_sum, Mask3 mask) {
   check_bwd(dy, x, weight, rstd, grad_sum);
-  return composite_bwd(options, dy, x, weight, grad_sum, mask);
+  return composite_bwd(options, dy.contiguous(), x.contiguous(), weight, grad_sum, mask);
 }
 
 }  // namespace

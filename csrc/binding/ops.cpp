@@ -29,13 +29,24 @@ struct Operator<Result(Args...)> {
 };
 
 // Weight and bias in one dtype, and no bias without a weight: what the kernels take. Both
-// conversions are differentiable, and no-ops for every module.
-std::pair<OptTensor, OptTensor> unify_affine(const Options& options, const OptTensor& weight, const OptTensor& bias) {
-  if (!present(bias)) return {weight, bias};
-  if (!present(weight)) return {at::full_like(*bias, 1 - options.weight_offset), bias};
-  const auto type = c10::promoteTypes(weight->scalar_type(), bias->scalar_type());
-  return {weight->to(type), bias->to(type)};
-}
+// conversions are differentiable, and no-ops for every module. A weight of ones that stands in for
+// none has no offset, as that would not come to exactly 1 in every dtype.
+struct Affine {
+  Options options;
+  OptTensor weight, bias;
+
+  Affine(const Options& o, const OptTensor& w, const OptTensor& b) : options(o), weight(w), bias(b) {
+    if (!present(b)) return;
+    if (!present(w)) {
+      weight = at::ones_like(*b);
+      options.weight_offset = 0;
+      return;
+    }
+    const auto type = c10::promoteTypes(w->scalar_type(), b->scalar_type());
+    weight = w->to(type);
+    bias = b->to(type);
+  }
+};
 
 Tensor rms_norm_op(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
   return rms_norm(x, weight, bias, options);
@@ -54,25 +65,27 @@ Two add_rms_norm_op(const Options& options, const Tensor& x, const Tensor& resid
 }  // namespace
 
 Tensor rms_norm(const Tensor& x, const OptTensor& weight, const OptTensor& bias, const Options& options) {
+  check_norm(x, weight, bias);
   if (x.is_complex()) {
-    check_norm(x, weight, bias);
     return std::get<0>(composite_fwd(options, x, weight, bias));
   }
-  const auto [w, b] = unify_affine(options, weight, bias);
-  return std::get<0>(call_fwd(options, x, w, b));
+  const Affine affine(options, weight, bias);
+  // A bias wider than the weight widens the arithmetic, not the result.
+  return std::get<0>(call_fwd(affine.options, x, affine.weight, affine.bias))
+      .to(output_type(options, x.scalar_type(), weight));
 }
 
 Two add_rms_norm(const Tensor& x, const Tensor& residual, const OptTensor& weight, const OptTensor& bias,
                  const Options& options) {
+  check_norm(x, weight, bias);
   if (x.is_complex()) {
-    check_norm(x, weight, bias);
     check_residual(x, residual);
     const Tensor sum = x + residual;
     return {std::get<0>(composite_fwd(options, sum, weight, bias)), sum};
   }
-  const auto [w, b] = unify_affine(options, weight, bias);
-  const auto [y, sum, rstd] = call_add_fwd(options, x, residual, w, b);
-  return {y, sum};
+  const Affine affine(options, weight, bias);
+  const auto [y, sum, rstd] = call_add_fwd(affine.options, x, residual, affine.weight, affine.bias);
+  return {y.to(output_type(options, x.scalar_type(), weight)), sum};
 }
 
 Two call_fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
@@ -103,7 +116,7 @@ Three call_bwd(const Options& options, const Tensor& dy, const Tensor& x, const 
 
 Three add_by_parts(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
                    const OptTensor& bias) {
-  const Tensor sum = x + residual;
+  const Tensor sum = (x + residual).contiguous();
   auto [y, rstd] = call_fwd(options, sum, weight, bias);
   return {y, sum, rstd};
 }

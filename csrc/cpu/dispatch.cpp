@@ -53,7 +53,9 @@ int64_t last_level_cache() {
 #endif
 
 const Kernels& kernels = choose();
-const int64_t cache_bytes = last_level_cache();
+// A virtual machine can report the whole host's cache (480 MiB on two cores has been seen).
+constexpr int64_t kLargestShare = int64_t{32} << 20;
+const int64_t cache_bytes = last_level_cache() < kLargestShare ? last_level_cache() : kLargestShare;
 
 constexpr int64_t kLine = 64;
 constexpr int64_t kGrainElements = 32768;  // a few microseconds: what waking a thread costs

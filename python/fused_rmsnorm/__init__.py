@@ -2,7 +2,7 @@
 
 from . import _library as _library  # first: it loads the operators that the others name
 from . import functional
-from ._info import build_info
+from ._info import build_info, launch_plan
 from .modules import AddRMSNorm, PRMSNorm, RMSNorm
 from .replace import replace_layer_norm_, replace_rms_norm_
 
@@ -14,6 +14,7 @@ __all__ = [
     "RMSNorm",
     "build_info",
     "functional",
+    "launch_plan",
     "replace_layer_norm_",
     "replace_rms_norm_",
 ]

@@ -54,6 +54,8 @@ def _flat(t: Tensor | None, shape: tuple[int, ...], name: str) -> Tensor | None:
 
 def _rows(t: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
     """``t`` with its last ``len(shape)`` dimensions made one."""
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a Tensor, but got {type(t).__name__}")
     if len(shape) == 1 and t.dim() and t.size(-1) == shape[0]:
         return t
     if len(shape) == 0:

@@ -58,6 +58,8 @@ class RMSNorm(nn.RMSNorm):
     ) -> None:
         if p is not None and not 0 < p <= 1:
             raise ValueError(f"p must be None or a number in (0, 1], but got {p}")
+        if eps is not None and not eps >= 0:
+            raise ValueError(f"eps must be None or a number >= 0, but got {eps}")
         if casting_mode not in ("torch", "llama"):
             raise ValueError(f'casting_mode must be "torch" or "llama", but got {casting_mode!r}')
         if compile_mode not in ("opaque", "fuse"):
