@@ -41,12 +41,12 @@ lint: $(STAMPS)/requirements-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(PY) -m clang_format --dry-run --Werror
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror
 
 format: $(STAMPS)/requirements-lint
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(PY) -m clang_format -i
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs clang-format -i
 
 clean:
 	rm -rf build dist python/fused_rmsnorm/lib python/fused_rmsnorm/include python/fused_rmsnorm/share \

@@ -56,20 +56,21 @@ struct Backward {
   bool llama = false;
   Dtype x_dtype = Dtype::f32, w_dtype = Dtype::f32, dy_dtype = Dtype::f32;  // dy has y's dtype
   Rows dy, x;
-  Rows dsum;                     // x_dtype, added to dx before it is rounded; data == nullptr: none
+  Rows dsum;  // x_dtype, added to dx before it is rounded; data == nullptr: none
   const void* weight = nullptr;
-  const void* rstd = nullptr;    // rows, contiguous, float (double for f64)
-  void* dx = nullptr;            // rows * n of x_dtype, contiguous; nullptr: not wanted
-  void* dw = nullptr;            // n of w_dtype; nullptr: not wanted
-  void* db = nullptr;            // n of w_dtype; nullptr: not wanted
-  void* workspace = nullptr;     // as many bytes as the backend's backward_workspace() says, any content
+  const void* rstd = nullptr;  // rows, contiguous, float (double for f64)
+  void* dx = nullptr;          // rows * n of x_dtype, contiguous; nullptr: not wanted
+  void* dw = nullptr;          // n of w_dtype; nullptr: not wanted
+  void* db = nullptr;          // n of w_dtype; nullptr: not wanted
+  void* workspace = nullptr;   // as many bytes as the backend's backward_workspace() says, any content
 };
 
 // CPU. The caller owns the threads: it splits rows, chunks and columns over them as it likes, and
 // the bits of every result are the same for every split.
 namespace cpu {
 
-[[gnu::visibility("default")]] const char* capability();  // "AVX512_BF16", "AVX512", "AVX2", "NEON" or "baseline"; capped by ATEN_CPU_CAPABILITY
+[[gnu::visibility("default")]] const char*
+capability();  // "AVX512_BF16", "AVX512", "AVX2", "NEON" or "baseline"; capped by ATEN_CPU_CAPABILITY
 
 void forward(const Forward&, int64_t row_begin, int64_t row_end);
 int64_t forward_grain(const Forward&);  // rows below which a second thread does not pay

@@ -22,8 +22,8 @@ struct RmsNormBackwardBackward final : NormNode<3> {
   variable_list backward(variable_list&& grads) override {
     const Tensor &ddx = grads[0], &ddw = grads[1], &ddb = grads[2];
     if (!ddx.defined() && !ddw.defined() && !ddb.defined()) return variable_list(4);
-    auto [grad_dy, grad_x, grad_w] = composite_bwd_bwd(options, ddx, ddw, ddb, unpack(kGradOutput), unpack(kInput),
-                                                       unpack_optional(kWeight));
+    auto [grad_dy, grad_x, grad_w] = composite_bwd_bwd(options, ddx, ddw, ddb, unpack(kGradOutput),
+                                                       unpack(kInput), unpack_optional(kWeight));
     return {grad_dy, grad_x, grad_w, ddx};
   }
 };
@@ -44,7 +44,8 @@ struct RmsNormBackward final : NormNode<3> {
     Tensor dx = dsum;
     if (dy.defined()) {
       const bool want_dx = task_should_compute_output(0) || (add && task_should_compute_output(1));
-      const Mask3 mask{want_dx, task_should_compute_output(weight_edge), task_should_compute_output(weight_edge + 1)};
+      const Mask3 mask{want_dx, task_should_compute_output(weight_edge),
+                       task_should_compute_output(weight_edge + 1)};
       const OptTensor grad_sum = dsum.defined() ? OptTensor(dsum) : std::nullopt;
       std::tie(dx, result[weight_edge], result[weight_edge + 1]) =
           call_bwd(options, dy, unpack(kInput), unpack_optional(kWeight), unpack(kRstd), grad_sum, mask);
@@ -79,8 +80,8 @@ Two fwd(const Options& options, const Tensor& x, const OptTensor& weight, const 
     autograd::set_history(y, node);
   }
   if (isFwGradDefined(x) || isFwGradDefined(weight) || isFwGradDefined(bias)) {
-    y._set_fw_grad(composite_tangent(options, x._fw_primal(0), primal_of(weight), tangent_of(x), tangent_of(weight),
-                                     tangent_of(bias)),
+    y._set_fw_grad(composite_tangent(options, x._fw_primal(0), primal_of(weight), tangent_of(x),
+                                     tangent_of(weight), tangent_of(bias)),
                    0, false);
   }
   return {y, rstd};
@@ -110,8 +111,8 @@ Three add_fwd(const Options& options, const Tensor& x, const Tensor& residual, c
   return {y, sum, rstd};
 }
 
-Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight, const Tensor& rstd,
-          const OptTensor& grad_sum, Mask3 mask) {
+Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight,
+          const Tensor& rstd, const OptTensor& grad_sum, Mask3 mask) {
   if (isFwGradDefined(dy) || isFwGradDefined(x) || isFwGradDefined(weight) || isFwGradDefined(grad_sum)) {
     return composite_bwd(options, dy, x, weight, grad_sum, mask);
   }
@@ -134,11 +135,14 @@ Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTe
   return {dx, dw, db};
 }
 
-void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight, const OptTensor& bias) {
-  TORCH_CHECK(!autograd::compute_requires_grad(x, residual, weight, bias),
-              "add_rms_norm_ works in place and has no derivative: call add_rms_norm, or use torch.no_grad()");
-  TORCH_CHECK(!isFwGradDefined(x) && !isFwGradDefined(residual) && !isFwGradDefined(weight) && !isFwGradDefined(bias),
-              "add_rms_norm_ works in place and has no derivative: call add_rms_norm");
+void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight,
+                 const OptTensor& bias) {
+  TORCH_CHECK(
+      !autograd::compute_requires_grad(x, residual, weight, bias),
+      "add_rms_norm_ works in place and has no derivative: call add_rms_norm, or use torch.no_grad()");
+  TORCH_CHECK(
+      !isFwGradDefined(x) && !isFwGradDefined(residual) && !isFwGradDefined(weight) && !isFwGradDefined(bias),
+      "add_rms_norm_ works in place and has no derivative: call add_rms_norm");
   {
     at::AutoDispatchBelowADInplaceOrView guard;
     call_add_inplace(options, x, residual, weight, bias);

@@ -36,7 +36,8 @@ Three add_fwd(const Options& options, const Tensor& x, const Tensor& residual, c
 }
 
 template <class Backend>
-void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight, const OptTensor& bias) {
+void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight,
+                 const OptTensor& bias) {
   check_fwd(x, weight, bias);
   check_add_inplace(options, x, residual, weight);
   check_no_overlap(x, residual);
@@ -50,8 +51,8 @@ void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptT
 }
 
 template <class Backend>
-Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight, const Tensor& rstd,
-          const OptTensor& grad_sum, Mask3 mask) {
+Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight,
+          const Tensor& rstd, const OptTensor& grad_sum, Mask3 mask) {
   check_bwd(dy, x, weight, rstd, grad_sum);
   if (!is_fused(options, x, weight)) {
     return composite_bwd(options, dy.contiguous(), x.contiguous(), weight, grad_sum, mask);

@@ -6,17 +6,19 @@ namespace fused_rmsnorm {
 namespace {
 
 void check_vector(const Tensor& t, const char* name, const Tensor& x) {
-  TORCH_CHECK(t.dim() == 1 && t.sym_size(0) == x.sym_size(-1), name,
-              " must have shape [", x.sym_size(-1), "], the size of input's last dimension, but got ", t.sym_sizes());
-  TORCH_CHECK(t.device() == x.device(), name, " must be on input's device ", x.device(), ", but is on ", t.device());
+  TORCH_CHECK(t.dim() == 1 && t.sym_size(0) == x.sym_size(-1), name, " must have shape [", x.sym_size(-1),
+              "], the size of input's last dimension, but got ", t.sym_sizes());
+  TORCH_CHECK(t.device() == x.device(), name, " must be on input's device ", x.device(), ", but is on ",
+              t.device());
   TORCH_CHECK_TYPE(t.is_floating_point() || (t.is_complex() && x.is_complex()), name,
                    " must have a floating-point dtype, but got ", t.scalar_type());
 }
 
 void check_like_input(const Tensor& t, const char* name, const Tensor& x) {
-  TORCH_CHECK(t.sym_sizes().equals(x.sym_sizes()), name, " must have input's shape ", x.sym_sizes(), ", but got ",
-              t.sym_sizes());
-  TORCH_CHECK(t.device() == x.device(), name, " must be on input's device ", x.device(), ", but is on ", t.device());
+  TORCH_CHECK(t.sym_sizes().equals(x.sym_sizes()), name, " must have input's shape ", x.sym_sizes(),
+              ", but got ", t.sym_sizes());
+  TORCH_CHECK(t.device() == x.device(), name, " must be on input's device ", x.device(), ", but is on ",
+              t.device());
 }
 
 }  // namespace
@@ -31,16 +33,18 @@ void check_norm(const Tensor& x, const OptTensor& weight, const OptTensor& bias)
 
 void check_residual(const Tensor& x, const Tensor& residual) {
   check_like_input(residual, "residual", x);
-  TORCH_CHECK_TYPE(residual.scalar_type() == x.scalar_type(), "residual must have input's dtype ", x.scalar_type(),
-                   ", but got ", residual.scalar_type());
+  TORCH_CHECK_TYPE(residual.scalar_type() == x.scalar_type(), "residual must have input's dtype ",
+                   x.scalar_type(), ", but got ", residual.scalar_type());
 }
 
-void check_add_inplace(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight) {
+void check_add_inplace(const Options& options, const Tensor& x, const Tensor& residual,
+                       const OptTensor& weight) {
   check_residual(x, residual);
   const auto y_type = output_type(options, x.scalar_type(), weight);
-  TORCH_CHECK_TYPE(y_type == x.scalar_type(), "input must have dtype ", y_type,
-                   " to take the result in place (the weight is wider and casting_mode is \"llama\"), but got ",
-                   x.scalar_type());
+  TORCH_CHECK_TYPE(
+      y_type == x.scalar_type(), "input must have dtype ", y_type,
+      " to take the result in place (the weight is wider and casting_mode is \"llama\"), but got ",
+      x.scalar_type());
 }
 
 void check_no_overlap(const Tensor& x, const Tensor& residual) {

@@ -11,7 +11,8 @@ namespace fused_rmsnorm {
 void check_norm(const Tensor& x, const OptTensor& weight, const OptTensor& bias);
 void check_residual(const Tensor& x, const Tensor& residual);
 // In place, y takes input's place and sum residual's; the second check needs memory to look at.
-void check_add_inplace(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight);
+void check_add_inplace(const Options& options, const Tensor& x, const Tensor& residual,
+                       const OptTensor& weight);
 void check_no_overlap(const Tensor& x, const Tensor& residual);
 
 // In addition, what the _fwd and _bwd operators accept: real numbers, weight and bias in one

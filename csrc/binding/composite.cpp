@@ -122,8 +122,8 @@ Three composite_bwd_bwd(const Options& options, const Tensor& ddx, const Tensor&
           present(weight) ? cast(grad_w, weight->scalar_type()) : Tensor()};
 }
 
-Tensor composite_tangent(const Options& options, const Tensor& x, const OptTensor& weight, const Tensor& x_tangent,
-                         const Tensor& weight_tangent, const Tensor& bias_tangent) {
+Tensor composite_tangent(const Options& options, const Tensor& x, const OptTensor& weight,
+                         const Tensor& x_tangent, const Tensor& weight_tangent, const Tensor& bias_tangent) {
   const Normalised row(options, x);
   Tensor t;
   if (x_tangent.defined()) {

@@ -5,10 +5,10 @@
 // No formula takes the saved rstd: it carries no derivative, so an outer gradient through it would
 // be silently wrong. r is always recomputed from x.
 #pragma once
-#include "options.h"
-
 #include <array>
 #include <tuple>
+
+#include "options.h"
 
 namespace fused_rmsnorm {
 
@@ -31,7 +31,7 @@ Three composite_bwd_bwd(const Options& options, const Tensor& ddx, const Tensor&
                         const Tensor& dy, const Tensor& x, const OptTensor& weight);
 
 // Tangent of y for tangents of x, weight and bias, each possibly undefined but not all of them.
-Tensor composite_tangent(const Options& options, const Tensor& x, const OptTensor& weight, const Tensor& x_tangent,
-                         const Tensor& weight_tangent, const Tensor& bias_tangent);
+Tensor composite_tangent(const Options& options, const Tensor& x, const OptTensor& weight,
+                         const Tensor& x_tangent, const Tensor& weight_tangent, const Tensor& bias_tangent);
 
 }  // namespace fused_rmsnorm

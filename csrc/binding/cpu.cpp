@@ -22,7 +22,8 @@ struct Cpu {
                      [&](int64_t begin, int64_t end) { cpu::backward(args, begin, end); });
     if (!args.dw && !args.db) return;
     constexpr int64_t kColumns = 2048;  // with fewer, a second thread costs more than it saves
-    at::parallel_for(0, args.n, kColumns, [&](int64_t begin, int64_t end) { cpu::backward_merge(args, begin, end); });
+    at::parallel_for(0, args.n, kColumns,
+                     [&](int64_t begin, int64_t end) { cpu::backward_merge(args, begin, end); });
   }
 };
 

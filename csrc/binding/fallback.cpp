@@ -19,7 +19,8 @@ Three add_fwd(const Options& options, const Tensor& x, const Tensor& residual, c
   return add_by_parts(options, x, residual, weight, bias);
 }
 
-void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight, const OptTensor& bias) {
+void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight,
+                 const OptTensor& bias) {
   check_fwd(x, weight, bias);
   check_add_inplace(options, x, residual, weight);
   check_no_overlap(x, residual);
@@ -27,8 +28,8 @@ void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptT
   x.copy_(std::get<0>(composite_fwd(options, residual, weight, bias)));
 }
 
-Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight, const Tensor& rstd,
-          const OptTensor& grad_sum, Mask3 mask) {
+Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight,
+          const Tensor& rstd, const OptTensor& grad_sum, Mask3 mask) {
   check_bwd(dy, x, weight, rstd, grad_sum);
   return composite_bwd(options, dy.contiguous(), x.contiguous(), weight, grad_sum, mask);
 }

@@ -5,11 +5,16 @@ namespace {
 
 Dtype dtype_of(at::ScalarType t) {
   switch (t) {
-    case at::kFloat: return Dtype::f32;
-    case at::kHalf: return Dtype::f16;
-    case at::kBFloat16: return Dtype::bf16;
-    case at::kDouble: return Dtype::f64;
-    default: TORCH_INTERNAL_ASSERT(false, "no kernel for ", t);
+    case at::kFloat:
+      return Dtype::f32;
+    case at::kHalf:
+      return Dtype::f16;
+    case at::kBFloat16:
+      return Dtype::bf16;
+    case at::kDouble:
+      return Dtype::f64;
+    default:
+      TORCH_INTERNAL_ASSERT(false, "no kernel for ", t);
   }
 }
 
@@ -106,8 +111,8 @@ void ForwardCall::fill(const Options& options, const OptTensor& w, const OptTens
   args.rstd = mutable_data(rstd);
 }
 
-ForwardCall::ForwardCall(const Options& options, const Tensor& x_, const OptTensor& residual_, const OptTensor& w,
-                         const OptTensor& b)
+ForwardCall::ForwardCall(const Options& options, const Tensor& x_, const OptTensor& residual_,
+                         const OptTensor& w, const OptTensor& b)
     : x(x_), residual(residual_.value_or(Tensor())) {
   y = at::empty(x.sizes(), x.options().dtype(output_type(options, x.scalar_type(), w)));
   if (residual.defined()) sum = at::empty(x.sizes(), x.options());
@@ -115,8 +120,8 @@ ForwardCall::ForwardCall(const Options& options, const Tensor& x_, const OptTens
   fill(options, w, b);
 }
 
-ForwardCall ForwardCall::inplace(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& w,
-                                 const OptTensor& b) {
+ForwardCall ForwardCall::inplace(const Options& options, const Tensor& x, const Tensor& residual,
+                                 const OptTensor& w, const OptTensor& b) {
   ForwardCall call;
   call.x = call.y = x;
   call.residual = call.sum = residual;

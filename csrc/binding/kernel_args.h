@@ -20,8 +20,8 @@ struct ForwardCall {
   ForwardCall(const Options& options, const Tensor& x, const OptTensor& residual, const OptTensor& weight,
               const OptTensor& bias);
   // In place: y is written into x and sum into residual, both contiguous; no rstd.
-  static ForwardCall inplace(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
-                             const OptTensor& bias);
+  static ForwardCall inplace(const Options& options, const Tensor& x, const Tensor& residual,
+                             const OptTensor& weight, const OptTensor& bias);
 
  private:
   ForwardCall() = default;
@@ -33,8 +33,8 @@ struct BackwardCall {
   Tensor dx, dw, db;
   Tensor dy, x, grad_sum, weight, rstd, workspace;
 
-  BackwardCall(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight, const Tensor& rstd,
-               const OptTensor& grad_sum, Mask3 mask);
+  BackwardCall(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight,
+               const Tensor& rstd, const OptTensor& grad_sum, Mask3 mask);
   // The results in the caller's dtypes: dw and db come out in the dtype that the kernel reads the weight in.
   Three results(const OptTensor& weight) const;
 };

@@ -26,7 +26,8 @@ Three add_fwd(const Options& options, const Tensor& x, const Tensor& residual, c
   return {y, empty_as(x, x.scalar_type()), rstd};
 }
 
-void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight, const OptTensor& bias) {
+void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight,
+                 const OptTensor& bias) {
   check_fwd(x, weight, bias);
   check_add_inplace(options, x, residual, weight);
 }

@@ -52,7 +52,8 @@ Tensor rms_norm_op(const Options& options, const Tensor& x, const OptTensor& wei
   return rms_norm(x, weight, bias, options);
 }
 
-Tensor rms_norm_composite(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
+Tensor rms_norm_composite(const Options& options, const Tensor& x, const OptTensor& weight,
+                          const OptTensor& bias) {
   check_norm(x, weight, bias);
   return std::get<0>(composite_fwd(options, x, weight, bias));
 }
@@ -89,7 +90,8 @@ Two add_rms_norm(const Tensor& x, const Tensor& residual, const OptTensor& weigh
 }
 
 Two call_fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
-  static const Operator<Two(const Tensor&, const OptTensor&, const OptTensor&)> op("fused_rmsnorm::rms_norm_fwd");
+  static const Operator<Two(const Tensor&, const OptTensor&, const OptTensor&)> op(
+      "fused_rmsnorm::rms_norm_fwd");
   return op(options, x, weight, bias);
 }
 
@@ -107,9 +109,10 @@ void call_add_inplace(const Options& options, Tensor& x, Tensor& residual, const
   op(options, x, residual, weight, bias);
 }
 
-Three call_bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight, const Tensor& rstd,
-               const OptTensor& grad_sum, Mask3 mask) {
-  static const Operator<Three(const Tensor&, const Tensor&, const OptTensor&, const Tensor&, const OptTensor&, Mask3)>
+Three call_bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight,
+               const Tensor& rstd, const OptTensor& grad_sum, Mask3 mask) {
+  static const Operator<Three(const Tensor&, const Tensor&, const OptTensor&, const Tensor&, const OptTensor&,
+                              Mask3)>
       op("fused_rmsnorm::rms_norm_bwd");
   return op(options, dy, x, weight, rstd, grad_sum, mask);
 }
@@ -124,12 +127,14 @@ Three add_by_parts(const Options& options, const Tensor& x, const Tensor& residu
 TORCH_LIBRARY(fused_rmsnorm, m) {
   const auto def = [&](const std::string& schema) { m.def(schema.c_str(), {at::Tag::pt2_compliant_tag}); };
   const std::string affine = "Tensor? weight=None, Tensor? bias=None, ";
-  const std::string options = "float? eps=None, float? p=None, float weight_offset=0.0, str casting_mode=\"torch\"";
+  const std::string options =
+      "float? eps=None, float? p=None, float weight_offset=0.0, str casting_mode=\"torch\"";
   def("rms_norm(Tensor input, " + affine + options + ") -> Tensor");
   def("rms_norm_composite(Tensor input, " + affine + options + ") -> Tensor");
   def("rms_norm_fwd(Tensor input, " + affine + options + ") -> (Tensor y, Tensor rstd)");
   def("rms_norm_bwd(Tensor grad_output, Tensor input, Tensor? weight, Tensor rstd, Tensor? grad_sum, "
-      "bool[3] output_mask, " + options + ") -> (Tensor dx, Tensor dw, Tensor db)");
+      "bool[3] output_mask, " +
+      options + ") -> (Tensor dx, Tensor dw, Tensor db)");
   def("add_rms_norm(Tensor input, Tensor residual, " + affine + options + ") -> (Tensor y, Tensor sum)");
   def("add_rms_norm_fwd(Tensor input, Tensor residual, " + affine + options +
       ") -> (Tensor y, Tensor sum, Tensor rstd)");

@@ -31,8 +31,8 @@ Three call_add_fwd(const Options& options, const Tensor& x, const Tensor& residu
 void call_add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight,
                       const OptTensor& bias);
 // (dx, dw, db)
-Three call_bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight, const Tensor& rstd,
-               const OptTensor& grad_sum, Mask3 mask);
+Three call_bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight,
+               const Tensor& rstd, const OptTensor& grad_sum, Mask3 mask);
 
 // The fused add taken apart, with the same rounding: sum = x + residual, then the norm of sum.
 Three add_by_parts(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,

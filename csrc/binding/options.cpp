@@ -15,8 +15,8 @@ Options parse_options(std::optional<double> eps, std::optional<double> p, double
                     " (a fraction, not a percentage)");
   TORCH_CHECK_VALUE(std::isfinite(weight_offset), "weight_offset must be finite, but got ", weight_offset);
   const bool llama = casting_mode == "llama";
-  TORCH_CHECK_VALUE(llama || casting_mode == "torch", "casting_mode must be \"torch\" or \"llama\", but got \"",
-                    casting_mode, "\"");
+  TORCH_CHECK_VALUE(llama || casting_mode == "torch",
+                    "casting_mode must be \"torch\" or \"llama\", but got \"", casting_mode, "\"");
   return {eps, p, weight_offset, llama};
 }
 
@@ -49,9 +49,7 @@ int64_t stat_columns(std::optional<double> p, int64_t n) {
   return static_cast<int64_t>((digits * n + scale - 1) / scale);
 }
 
-at::ScalarType acc_type(at::ScalarType x) {
-  return x == at::kHalf || x == at::kBFloat16 ? at::kFloat : x;
-}
+at::ScalarType acc_type(at::ScalarType x) { return x == at::kHalf || x == at::kBFloat16 ? at::kFloat : x; }
 
 double resolve_eps(const Options& options, at::ScalarType x) {
   if (options.eps) return *options.eps;
@@ -59,7 +57,8 @@ double resolve_eps(const Options& options, at::ScalarType x) {
                                                           : std::numeric_limits<float>::epsilon();
 }
 
-at::ScalarType output_type(const Options& options, at::ScalarType x, const std::optional<at::Tensor>& weight) {
+at::ScalarType output_type(const Options& options, at::ScalarType x,
+                           const std::optional<at::Tensor>& weight) {
   return options.llama && present(weight) ? c10::promoteTypes(x, weight->scalar_type()) : x;
 }
 

@@ -58,8 +58,8 @@ Two fwd(const Options& options, const Tensor& x, const OptTensor& weight, const 
   return {vmap.wrap(y), vmap.wrap(rstd)};
 }
 
-Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight, const Tensor& rstd,
-          const OptTensor& grad_sum, Mask3 mask) {
+Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight,
+          const Tensor& rstd, const OptTensor& grad_sum, Mask3 mask) {
   const Level vmap = Level::of(dy, x, weight, rstd, grad_sum);
   const bool fused = vmap.batches(dy) && vmap.batches(x) && vmap.batches(rstd) && !vmap.batches(weight) &&
                      (!present(grad_sum) || vmap.batches(*grad_sum));
@@ -68,13 +68,14 @@ Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTe
   if (mask[0]) {
     const OutsideVmap guard(kBatched);
     const OptTensor sum = present(grad_sum) ? OptTensor(vmap.unwrap(*grad_sum)) : std::nullopt;
-    dx = vmap.wrap(std::get<0>(call_bwd(options, vmap.unwrap(dy), vmap.unwrap(x), weight, vmap.unwrap(rstd), sum,
-                                        {true, false, false})));
+    dx = vmap.wrap(std::get<0>(call_bwd(options, vmap.unwrap(dy), vmap.unwrap(x), weight, vmap.unwrap(rstd),
+                                        sum, {true, false, false})));
   }
   return {dx, dw, db};
 }
 
-void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight, const OptTensor& bias) {
+void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight,
+                 const OptTensor& bias) {
   auto [y, rstd] = call_fwd(options, residual.add_(x), weight, bias);
   x.copy_(y);
 }

@@ -77,7 +77,8 @@ class BackwardKernel {
       if (db) PlainFormat<T>::store(db + i, fresh ? g : PlainFormat<T>::load(db + i) + g);
     }
     [[gnu::always_inline]] void prefetch(int64_t i, int count) const {
-      for (int j = 0; j < count; j += kLine / static_cast<int>(sizeof(X))) cpu::prefetch(x + i + j + x_distance);
+      for (int j = 0; j < count; j += kLine / static_cast<int>(sizeof(X)))
+        cpu::prefetch(x + i + j + x_distance);
       for (int j = 0; j < count; j += kLine / static_cast<int>(sizeof(D))) {
         cpu::prefetch(dy + i + j + dy_distance);
       }
@@ -109,8 +110,8 @@ class BackwardKernel {
   };
 
   Stat stat_of(int64_t m) const {
-    return {row_at<D>(b_.dy, m), row_at<X>(b_.x, m), weight(), splat(rstd(m)), dw_, db_,
-            writes(),            m == first_row_,    x_distance_, dy_distance_};
+    return {row_at<D>(b_.dy, m), row_at<X>(b_.x, m), weight(),    splat(rstd(m)), dw_, db_, writes(),
+            m == first_row_,     x_distance_,        dy_distance_};
   }
   Row row_of(int64_t m, int slot) const {
     return {row_at<D>(b_.dy, m),
@@ -213,10 +214,14 @@ void visit_half(const Backward& b, Visit visit) {
 template <class Visit>
 void visit_dtypes(const Backward& b, Visit visit) {
   switch (b.x_dtype) {
-    case Dtype::f32: return visit(BackwardAs<float, float, float, false>{});
-    case Dtype::f64: return visit(BackwardAs<double, double, double, false>{});
-    case Dtype::f16: return visit_half<f16>(b, visit);
-    case Dtype::bf16: return visit_half<bf16>(b, visit);
+    case Dtype::f32:
+      return visit(BackwardAs<float, float, float, false>{});
+    case Dtype::f64:
+      return visit(BackwardAs<double, double, double, false>{});
+    case Dtype::f16:
+      return visit_half<f16>(b, visit);
+    case Dtype::bf16:
+      return visit_half<bf16>(b, visit);
   }
 }
 

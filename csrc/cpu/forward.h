@@ -114,9 +114,7 @@ class ForwardKernel {
   }
 
  private:
-  Input input(int64_t m) const {
-    return {row_at<X>(f_.x, m), kAdd ? row_at<X>(f_.residual, m) : nullptr};
-  }
+  Input input(int64_t m) const { return {row_at<X>(f_.x, m), kAdd ? row_at<X>(f_.residual, m) : nullptr}; }
 
   const Forward& f_;
   const int64_t distance_, residual_distance_;
@@ -134,7 +132,8 @@ void forward_rows(const Forward& f, int64_t begin, int64_t end, bool stream) {
 
 template <class X, class W, class Y, bool kLlama>
 void forward_as(const Forward& f, int64_t begin, int64_t end, bool stream) {
-  const auto run = f.residual.data ? forward_rows<X, W, Y, kLlama, true> : forward_rows<X, W, Y, kLlama, false>;
+  const auto run =
+      f.residual.data ? forward_rows<X, W, Y, kLlama, true> : forward_rows<X, W, Y, kLlama, false>;
   run(f, begin, end, stream);
 }
 
@@ -148,10 +147,14 @@ void forward_half(const Forward& f, int64_t begin, int64_t end, bool stream) {
 
 void forward(const Forward& f, int64_t begin, int64_t end, bool stream) {
   switch (f.x_dtype) {
-    case Dtype::f32: return forward_as<float, float, float, false>(f, begin, end, stream);
-    case Dtype::f64: return forward_as<double, double, double, false>(f, begin, end, stream);
-    case Dtype::f16: return forward_half<f16>(f, begin, end, stream);
-    case Dtype::bf16: return forward_half<bf16>(f, begin, end, stream);
+    case Dtype::f32:
+      return forward_as<float, float, float, false>(f, begin, end, stream);
+    case Dtype::f64:
+      return forward_as<double, double, double, false>(f, begin, end, stream);
+    case Dtype::f16:
+      return forward_half<f16>(f, begin, end, stream);
+    case Dtype::bf16:
+      return forward_half<bf16>(f, begin, end, stream);
   }
 }
 

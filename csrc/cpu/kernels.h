@@ -10,8 +10,8 @@ namespace fused_rmsnorm::cpu {
 // elements of float (double for f64) for dw, then as many for db, of those that are wanted.
 struct Chunks {
   int64_t rows_per_chunk, count;
-  int64_t stride;      // one partial, padded to whole packs of every instruction set
-  int64_t per_chunk;   // stride times the number of gradients wanted
+  int64_t stride;     // one partial, padded to whole packs of every instruction set
+  int64_t per_chunk;  // stride times the number of gradients wanted
 };
 
 struct Kernels {

@@ -24,7 +24,9 @@ struct Native<float> {
   }
 };
 
-[[gnu::always_inline]] inline void stream(void* p, Vec<float> v) { _mm256_stream_ps(static_cast<float*>(p), v); }
+[[gnu::always_inline]] inline void stream(void* p, Vec<float> v) {
+  _mm256_stream_ps(static_cast<float*>(p), v);
+}
 [[gnu::always_inline]] inline void fence() { _mm_sfence(); }
 [[gnu::always_inline]] inline Pack<float> even_odd(Pack<float> v) {
   const __m256 p = _mm256_permute2f128_ps(v.a, v.b, 0x20), q = _mm256_permute2f128_ps(v.a, v.b, 0x31);

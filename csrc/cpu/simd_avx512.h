@@ -20,7 +20,9 @@ struct Native<float> {
   [[gnu::always_inline]] static float sum(__m512 x) { return _mm512_reduce_add_ps(x); }
 };
 
-[[gnu::always_inline]] inline void stream(void* p, Vec<float> v) { _mm512_stream_ps(static_cast<float*>(p), v); }
+[[gnu::always_inline]] inline void stream(void* p, Vec<float> v) {
+  _mm512_stream_ps(static_cast<float*>(p), v);
+}
 [[gnu::always_inline]] inline void fence() { _mm_sfence(); }
 [[gnu::always_inline]] inline __m512i even() {
   return _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);

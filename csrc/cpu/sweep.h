@@ -18,8 +18,8 @@
 namespace fused_rmsnorm::cpu {
 namespace {
 
-constexpr int kLine = 64;           // bytes of a cache line
-constexpr int kMaxBlock = 16;       // most rows that a statistic runs ahead
+constexpr int kLine = 64;      // bytes of a cache line
+constexpr int kMaxBlock = 16;  // most rows that a statistic runs ahead
 constexpr int64_t kBlockBytes = 8192;
 constexpr int64_t kPrefetchBytes = 2048;
 

@@ -6,7 +6,8 @@ namespace fused_rmsnorm::cuda {
 
 // scale = weight_offset + w, or 1 without a weight.
 template <class W, Access kAccess, class T, int V>
-__device__ __forceinline__ void load_scale(const void* weight, double offset, int64_t n, int c, T (&scale)[V]) {
+__device__ __forceinline__ void load_scale(const void* weight, double offset, int64_t n, int c,
+                                           T (&scale)[V]) {
   if (!weight) {
 #pragma unroll
     for (int j = 0; j < V; ++j) scale[j] = 1;

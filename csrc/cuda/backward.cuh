@@ -68,7 +68,8 @@ __device__ __forceinline__ T normalised(const Backward& b, T x, T r) {
 
 // Writes columns c ... of dx, given g and x.
 template <class Types, Access kAccess>
-__device__ __forceinline__ void finish(const Backward& b, int64_t m, int c, const typename Types::T (&scale)[Types::V],
+__device__ __forceinline__ void finish(const Backward& b, int64_t m, int c,
+                                       const typename Types::T (&scale)[Types::V],
                                        const Vec<typename Types::X, Types::V>& x,
                                        const Vec<typename Types::D, Types::V>& dy, typename Types::T r,
                                        typename Types::T coefficient) {
@@ -97,8 +98,8 @@ __device__ __forceinline__ void finish(const Backward& b, int64_t m, int c, cons
 // Adds up what the rows side by side in a block have summed, in their order, and writes the block's
 // partial. `buffer` holds one T per column and row.
 template <int kThreads, int kItems, int V, class T>
-__device__ __forceinline__ void write_partial(const T (&sums)[kItems][V], T* partial, T* buffer, int n, int width,
-                                              int thread) {
+__device__ __forceinline__ void write_partial(const T (&sums)[kItems][V], T* partial, T* buffer, int n,
+                                              int width, int thread) {
   if constexpr (kThreads >= 128) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
@@ -149,7 +150,8 @@ __global__ void __launch_bounds__(kThreads < 128 ? 128 : kThreads, 1)
     return SlotsX{reinterpret_cast<uint4*>(memory + stage * (SlotsX::kBytes + SlotsD::kBytes))};
   };
   const auto slots_dy = [&](int stage) {
-    return SlotsD{reinterpret_cast<uint4*>(memory + stage * (SlotsX::kBytes + SlotsD::kBytes) + SlotsX::kBytes)};
+    return SlotsD{
+        reinterpret_cast<uint4*>(memory + stage * (SlotsX::kBytes + SlotsD::kBytes) + SlotsX::kBytes)};
   };
   const auto fetch = [&](int64_t m, int stage) {
     if (m < b.rows) {
@@ -210,7 +212,8 @@ __global__ void __launch_bounds__(kThreads < 128 ? 128 : kThreads, 1)
         if (c < n) {
           T scale[V];
           load_scale<typename Types::W, kAccess>(b.weight, b.weight_offset, n, c, scale);
-          finish<Types, kAccess>(b, m, c, scale, slots_x(stage).get(i), slots_dy(stage).get(i), r, coefficient);
+          finish<Types, kAccess>(b, m, c, scale, slots_x(stage).get(i), slots_dy(stage).get(i), r,
+                                 coefficient);
         }
       }
     }
@@ -293,10 +296,10 @@ inline int partials_of(const Backward& b, const Plan& p) {
 template <class Types, Access kAccess, bool kBias, int kShape, bool kCluster>
 const char* launch_backward_rows(const Backward& b, const Plan& p, void* stream) {
   constexpr Shape shape = kShapes[kShape];
-  const Launch launch_as{"backward_rows", int64_t{partials_of(b, p)} * p.cluster, p.threads * p.rows_per_block,
-                         p.shared_bytes, p.cluster};
-  return launch(launch_as, stream, backward_rows<Types, shape.threads, shape.items, kAccess, kBias, kCluster>, b,
-                p.cluster, p.stages);
+  const Launch launch_as{"backward_rows", int64_t{partials_of(b, p)} * p.cluster,
+                         p.threads * p.rows_per_block, p.shared_bytes, p.cluster};
+  return launch(launch_as, stream, backward_rows<Types, shape.threads, shape.items, kAccess, kBias, kCluster>,
+                b, p.cluster, p.stages);
 }
 
 // The kernel of the plan's shape, found among those from kShape on.
@@ -305,7 +308,8 @@ const char* launch_shape(const Backward& b, const Plan& p, void* stream) {
   if constexpr (kShape < kBackwardShapes) {
     if (p.threads == kShapes[kShape].threads && p.items == kShapes[kShape].items) {
       if constexpr (kShape >= kClusterShape) {
-        if (p.family == Family::cluster) return launch_backward_rows<Types, kAccess, kBias, kShape, true>(b, p, stream);
+        if (p.family == Family::cluster)
+          return launch_backward_rows<Types, kAccess, kBias, kShape, true>(b, p, stream);
       }
       return launch_backward_rows<Types, kAccess, kBias, kShape, false>(b, p, stream);
     }
@@ -322,7 +326,8 @@ const char* launch_two_pass(const Backward& b, const Plan& p, void* stream) {
     if (const char* error = launch(columns, stream, backward_columns<Types>, b, partials)) return error;
   }
   if (!b.dx) return nullptr;
-  const Launch rows{"backward_long", b.rows < kMaxBlocks ? b.rows : kMaxBlocks, kLongThreads, p.shared_bytes, 1};
+  const Launch rows{"backward_long", b.rows < kMaxBlocks ? b.rows : kMaxBlocks, kLongThreads, p.shared_bytes,
+                    1};
   return launch(rows, stream, backward_long<Types>, b);
 }
 
@@ -331,7 +336,8 @@ const char* launch_backward(const Backward& b, const Plan& p, void* stream) {
   if (b.rows) {
     const auto run = [&](auto access) {
       constexpr Access kAccess = decltype(access)::value;
-      return b.db ? launch_shape<Types, kAccess, true>(b, p, stream) : launch_shape<Types, kAccess, false>(b, p, stream);
+      return b.db ? launch_shape<Types, kAccess, true>(b, p, stream)
+                  : launch_shape<Types, kAccess, false>(b, p, stream);
     };
     const char* const error = p.family == Family::two_pass ? launch_two_pass<Types>(b, p, stream)
                               : is_aligned(b, p) ? run(std::integral_constant<Access, Access::aligned>{})

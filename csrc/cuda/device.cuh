@@ -60,8 +60,9 @@ struct Launch {
 inline const char* message(const Launch& l, cudaError_t error) {
   if (error == cudaSuccess) return nullptr;
   thread_local char text[256];
-  std::snprintf(text, sizeof text, "%s with %lld blocks of %d threads, %d bytes of shared memory, clusters of %d: %s",
-                l.name, static_cast<long long>(l.blocks), l.threads, l.shared_bytes, l.cluster,
+  std::snprintf(text, sizeof text,
+                "%s with %lld blocks of %d threads, %d bytes of shared memory, clusters of %d: %s", l.name,
+                static_cast<long long>(l.blocks), l.threads, l.shared_bytes, l.cluster,
 #if defined(__CUDACC__)
                 cudaGetErrorString(error));
 #else
@@ -75,7 +76,8 @@ const char* launch(const Launch& l, void* stream, void (*kernel)(Params...), con
 #if defined(__CUDACC__)
   constexpr int kDefaultShared = 48 << 10;
   if (l.shared_bytes > kDefaultShared) {
-    const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, l.shared_bytes);
+    const auto error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, l.shared_bytes);
     if (error != cudaSuccess) return message(l, error);
   }
   cudaLaunchAttribute cluster{};

@@ -22,10 +22,14 @@ const char* forward(const Forward& f, void* stream) {
   if (const char* error = message({"device query", 0, 0, 0, 0}, current_arch(arch))) return error;
   const Plan p = forward_plan(f.n, f.x_dtype, arch);
   switch (f.x_dtype) {
-    case Dtype::f32: return forward_of<float>(f, p, stream);
-    case Dtype::f64: return forward_of<double>(f, p, stream);
-    case Dtype::f16: return forward_of<__half>(f, p, stream);
-    case Dtype::bf16: return forward_of<__nv_bfloat16>(f, p, stream);
+    case Dtype::f32:
+      return forward_of<float>(f, p, stream);
+    case Dtype::f64:
+      return forward_of<double>(f, p, stream);
+    case Dtype::f16:
+      return forward_of<__half>(f, p, stream);
+    case Dtype::bf16:
+      return forward_of<__nv_bfloat16>(f, p, stream);
   }
   return "unknown dtype";
 }
@@ -43,10 +47,14 @@ const char* backward(const Backward& b, void* stream) {
   if (const char* error = message({"device query", 0, 0, 0, 0}, current_arch(arch))) return error;
   const Plan p = backward_plan(b.n, b.x_dtype, b.dy_dtype, arch);
   switch (b.x_dtype) {
-    case Dtype::f32: return backward_of<float>(b, p, stream);
-    case Dtype::f64: return backward_of<double>(b, p, stream);
-    case Dtype::f16: return backward_of<__half>(b, p, stream);
-    case Dtype::bf16: return backward_of<__nv_bfloat16>(b, p, stream);
+    case Dtype::f32:
+      return backward_of<float>(b, p, stream);
+    case Dtype::f64:
+      return backward_of<double>(b, p, stream);
+    case Dtype::f16:
+      return backward_of<__half>(b, p, stream);
+    case Dtype::bf16:
+      return backward_of<__nv_bfloat16>(b, p, stream);
   }
   return "unknown dtype";
 }

@@ -32,12 +32,14 @@ const char* launch_finalize(const Backward& b, int partials, void* stream) {
   const Launch launch_as{"finalize", ceil_div(b.n, kFinalizeColumns), kFinalizeColumns * kFinalizeWays,
                          kFinalizeColumns * kFinalizeWays * static_cast<int>(sizeof(T)), 1};
   if (b.dw) {
-    if (const char* error = launch(launch_as, stream, finalize<W, T>, from, partials, b.n, static_cast<W*>(b.dw))) {
+    if (const char* error =
+            launch(launch_as, stream, finalize<W, T>, from, partials, b.n, static_cast<W*>(b.dw))) {
       return error;
     }
     from += partials * b.n;
   }
-  return b.db ? launch(launch_as, stream, finalize<W, T>, from, partials, b.n, static_cast<W*>(b.db)) : nullptr;
+  return b.db ? launch(launch_as, stream, finalize<W, T>, from, partials, b.n, static_cast<W*>(b.db))
+              : nullptr;
 }
 
 }  // namespace fused_rmsnorm::cuda

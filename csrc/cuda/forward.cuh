@@ -20,7 +20,8 @@ struct ForwardTypes {
 
 // x = x + residual, rounded to x's dtype, and written to sum.
 template <Access kAccess, class X, int V>
-__device__ __forceinline__ void add(const Forward& f, int64_t m, int c, Vec<X, V>& x, const Vec<X, V>& residual) {
+__device__ __forceinline__ void add(const Forward& f, int64_t m, int c, Vec<X, V>& x,
+                                    const Vec<X, V>& residual) {
 #pragma unroll
   for (int j = 0; j < V; ++j) x.v[j] = narrow<X>(widen(x.v[j]) + widen(residual.v[j]));
   store<kAccess>(static_cast<X*>(f.sum) + m * f.n, c, static_cast<int>(f.n), x);
@@ -49,8 +50,8 @@ __device__ __forceinline__ T rstd_of(const Forward& f, T squares_sum) {
 
 // Normalises, scales and writes columns c ... c + V - 1.
 template <class Types, Access kAccess>
-__device__ __forceinline__ void finish(const Forward& f, int64_t m, int c, const Vec<typename Types::X, Types::V>& x,
-                                       typename Types::T r) {
+__device__ __forceinline__ void finish(const Forward& f, int64_t m, int c,
+                                       const Vec<typename Types::X, Types::V>& x, typename Types::T r) {
   using T = typename Types::T;
   using W = typename Types::W;
   using Y = typename Types::Y;
@@ -187,12 +188,12 @@ template <class Types, bool kAdd, Access kAccess, int kShape, bool kCluster>
 const char* launch_forward_rows(const Forward& f, const Plan& p, void* stream) {
   constexpr Shape shape = kShapes[kShape];
   const int64_t wanted = ceil_div(f.rows, p.rows_per_block) * p.cluster;
-  const Launch launch_as{"forward_rows", wanted < kMaxBlocks ? wanted : kMaxBlocks / p.cluster * p.cluster,
-                         p.threads * p.rows_per_block,
-                         p.shared_bytes + (kSlots<shape.threads, kAccess> ? shape.threads * shape.items * 16 : 0),
-                         p.cluster};
-  return launch(launch_as, stream, forward_rows<Types, shape.threads, shape.items, kAccess, kAdd, kCluster>, f,
-                p.cluster);
+  const Launch launch_as{
+      "forward_rows", wanted < kMaxBlocks ? wanted : kMaxBlocks / p.cluster * p.cluster,
+      p.threads * p.rows_per_block,
+      p.shared_bytes + (kSlots<shape.threads, kAccess> ? shape.threads * shape.items * 16 : 0), p.cluster};
+  return launch(launch_as, stream, forward_rows<Types, shape.threads, shape.items, kAccess, kAdd, kCluster>,
+                f, p.cluster);
 }
 
 // The kernel of the plan's shape, found among those from kShape on.
@@ -201,7 +202,8 @@ const char* launch_shape(const Forward& f, const Plan& p, void* stream) {
   if constexpr (kShape < kForwardShapes) {
     if (p.threads == kShapes[kShape].threads && p.items == kShapes[kShape].items) {
       if constexpr (kShape >= kClusterShape) {
-        if (p.family == Family::cluster) return launch_forward_rows<Types, kAdd, kAccess, kShape, true>(f, p, stream);
+        if (p.family == Family::cluster)
+          return launch_forward_rows<Types, kAdd, kAccess, kShape, true>(f, p, stream);
       }
       return launch_forward_rows<Types, kAdd, kAccess, kShape, false>(f, p, stream);
     }
@@ -213,7 +215,8 @@ const char* launch_shape(const Forward& f, const Plan& p, void* stream) {
 template <class Types, bool kAdd>
 const char* launch_forward(const Forward& f, const Plan& p, void* stream) {
   if (p.family == Family::two_pass) {
-    const Launch launch_as{"forward_long", f.rows < kMaxBlocks ? f.rows : kMaxBlocks, kLongThreads, p.shared_bytes, 1};
+    const Launch launch_as{"forward_long", f.rows < kMaxBlocks ? f.rows : kMaxBlocks, kLongThreads,
+                           p.shared_bytes, 1};
     return launch(launch_as, stream, forward_long<Types, kAdd>, f);
   }
   if (is_aligned(f, p)) return launch_shape<Types, kAdd, Access::aligned>(f, p, stream);
@@ -225,7 +228,8 @@ template <class X>
 const char* forward_of(const Forward& f, const Plan& p, void* stream) {
   const auto run = [&](auto types) {
     using Types = decltype(types);
-    return f.residual.data ? launch_forward<Types, true>(f, p, stream) : launch_forward<Types, false>(f, p, stream);
+    return f.residual.data ? launch_forward<Types, true>(f, p, stream)
+                           : launch_forward<Types, false>(f, p, stream);
   };
   if constexpr (sizeof(X) == 2) {
     if (f.w_dtype == Dtype::f32) {

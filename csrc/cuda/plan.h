@@ -29,9 +29,9 @@ struct Plan {
   int partials;        // backward: most blocks (clusters), each with its own partial dw and db
 };
 
-constexpr int kLongThreads = 1024;        // two_pass: threads of a block
-constexpr int kColumnThreads = 256;       // two_pass backward: columns of a block
-constexpr int kMaxCluster = 8;            // what every sm_90 device schedules
+constexpr int kLongThreads = 1024;                     // two_pass: threads of a block
+constexpr int kColumnThreads = 256;                    // two_pass backward: columns of a block
+constexpr int kMaxCluster = 8;                         // what every sm_90 device schedules
 constexpr int kScratchSlots = 2 * (32 + kMaxCluster);  // of 8 bytes, see reduce.cuh
 constexpr int kScratchBytes = kScratchSlots * 8;
 

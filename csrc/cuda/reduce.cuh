@@ -48,7 +48,8 @@ class RowSum {
       for (int i = 0; i < kWarps; ++i) v += set[row * kWarps + i];
       if constexpr (kCluster) {
         T* const slots = set + 32;
-        if (threadIdx.x < static_cast<unsigned>(cluster_)) Cluster::peer(slots, threadIdx.x)[Cluster::rank()] = v;
+        if (threadIdx.x < static_cast<unsigned>(cluster_))
+          Cluster::peer(slots, threadIdx.x)[Cluster::rank()] = v;
         Cluster::sync();
         v = 0;
         for (int i = 0; i < cluster_; ++i) v += slots[i];

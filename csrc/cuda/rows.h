@@ -9,8 +9,8 @@ inline bool is_aligned(const void* p, int64_t bytes = 0) {
 }
 // An absent tensor is aligned.
 inline bool is_aligned(const Rows& r, Dtype d) {
-  return !r.data ||
-         (is_aligned(r.data, r.outer_stride * size_of(d)) && is_aligned(nullptr, r.inner_stride * size_of(d)));
+  return !r.data || (is_aligned(r.data, r.outer_stride * size_of(d)) &&
+                     is_aligned(nullptr, r.inner_stride * size_of(d)));
 }
 
 inline bool is_aligned(const Forward& f, const Plan& p) {

@@ -58,8 +58,8 @@ __device__ __forceinline__ uint4 shifted(uint4 low, uint4 high, unsigned shift) 
 #pragma unroll
   for (int i = 0; i < 5; ++i) w[i] = shift & 4 ? w[i + 1] : w[i];
   const unsigned bits = shift % 4 * 8;
-  return {__funnelshift_r(w[0], w[1], bits), __funnelshift_r(w[1], w[2], bits), __funnelshift_r(w[2], w[3], bits),
-          __funnelshift_r(w[3], w[4], bits)};
+  return {__funnelshift_r(w[0], w[1], bits), __funnelshift_r(w[1], w[2], bits),
+          __funnelshift_r(w[2], w[3], bits), __funnelshift_r(w[3], w[4], bits)};
 }
 
 // How the rows of a call lie in memory. The bits of the results do not depend on it.
@@ -80,9 +80,11 @@ struct RowReader {
   bool overwritten = false;
 
   __device__ RowReader(const Rows& rows, int64_t m, int64_t n_)
-      : row(static_cast<const T*>(rows.data) + m / rows.inner * rows.outer_stride + m % rows.inner * rows.inner_stride),
+      : row(static_cast<const T*>(rows.data) + m / rows.inner * rows.outer_stride +
+            m % rows.inner * rows.inner_stride),
         n(static_cast<int>(n_)) {}
-  __device__ RowReader(const void* vector, int64_t n_) : row(static_cast<const T*>(vector)), n(static_cast<int>(n_)) {}
+  __device__ RowReader(const void* vector, int64_t n_)
+      : row(static_cast<const T*>(vector)), n(static_cast<int>(n_)) {}
 
   // One read instruction per 16 bytes does it.
   __device__ __forceinline__ bool direct(int c) const {

@@ -87,7 +87,8 @@ PyMethodDef methods[] = {{"rms_norm", as_method(py_rms_norm), METH_FASTCALL, nul
                          {"add_rms_norm", as_method(py_add_rms_norm), METH_FASTCALL, nullptr},
                          {nullptr, nullptr, 0, nullptr}};
 
-PyModuleDef module = {PyModuleDef_HEAD_INIT, "_eager", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_eager", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 }  // namespace fused_rmsnorm

@@ -20,10 +20,14 @@ struct Precision {
 };
 inline Precision precision(Dtype d) {
   switch (d) {
-    case Dtype::f16: return {11, -14, 65504.0};
-    case Dtype::bf16: return {8, -126, 0x1.fep127};
-    case Dtype::f32: return {24, -126, 0x1.fffffep127};
-    default: return {53, -1022, std::numeric_limits<double>::max()};
+    case Dtype::f16:
+      return {11, -14, 65504.0};
+    case Dtype::bf16:
+      return {8, -126, 0x1.fep127};
+    case Dtype::f32:
+      return {24, -126, 0x1.fffffep127};
+    default:
+      return {53, -1022, std::numeric_limits<double>::max()};
   }
 }
 

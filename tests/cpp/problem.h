@@ -21,9 +21,9 @@ struct Types {
 inline const std::vector<Types>& all_types() {
   using enum Dtype;
   static const std::vector<Types> types = {
-      {f32, f32, f32, false},  {f64, f64, f64, false},    {f16, f16, f16, false}, {bf16, bf16, bf16, false},
-      {f16, f32, f16, false},  {bf16, f32, bf16, false},  {f16, f16, f16, true},  {bf16, bf16, bf16, true},
-      {f16, f32, f32, true},   {bf16, f32, f32, true},    {f32, f32, f32, true},
+      {f32, f32, f32, false}, {f64, f64, f64, false},   {f16, f16, f16, false}, {bf16, bf16, bf16, false},
+      {f16, f32, f16, false}, {bf16, f32, bf16, false}, {f16, f16, f16, true},  {bf16, bf16, bf16, true},
+      {f16, f32, f32, true},  {bf16, f32, f32, true},   {f32, f32, f32, true},
   };
   return types;
 }
@@ -42,8 +42,8 @@ struct Shape {
 
   std::string describe() const {
     return std::string(name(types.x)) + "/" + name(types.w) + "/" + name(types.y) +
-           (types.llama ? " llama" : "") + " rows " + std::to_string(rows) + " n " + std::to_string(n) + " k " +
-           std::to_string(k) + " inner " + std::to_string(inner) + " gap " + std::to_string(gap) +
+           (types.llama ? " llama" : "") + " rows " + std::to_string(rows) + " n " + std::to_string(n) +
+           " k " + std::to_string(k) + " inner " + std::to_string(inner) + " gap " + std::to_string(gap) +
            (weight ? "" : " no weight") + (bias ? " bias" : "") + (residual ? " residual" : "") + " offset " +
            std::to_string(offset) + " shifts " + std::to_string(x_shift) + " " + std::to_string(out_shift) +
            (dx ? " dx" : "") + (dw ? " dw" : "") + (db ? " db" : "");
@@ -200,8 +200,9 @@ inline void check_forward(ForwardProblem& p, Checker& check, const std::string& 
       const double exact = xr_error * std::fabs(w) + 4 * u * (std::fabs(v * w) + std::fabs(b)) +
                            2 * u * std::fabs(v * s.offset);
       const double bound = exact + half_spacing(s.types.y, std::fabs(want) + exact);
-      check.near(p.y[m * s.n + j], want, bound,
-                 [&] { return what + ": y[" + std::to_string(m) + "," + std::to_string(j) + "], " + s.describe(); });
+      check.near(p.y[m * s.n + j], want, bound, [&] {
+        return what + ": y[" + std::to_string(m) + "," + std::to_string(j) + "], " + s.describe();
+      });
     }
   }
   check.that(p.y.guards_whole() && p.sum.guards_whole() && p.rstd.guards_whole() && p.x.guards_whole(),
@@ -238,8 +239,9 @@ inline void check_backward(BackwardProblem& p, Checker& check, const std::string
           r * (std::fabs(g) * (1 + std::fabs(s.offset)) + std::fabs(xrr * dot)) + std::fabs(extra);
       const double exact = 8 * u * size + r * std::fabs(xrr) * dot_error;
       const double bound = exact + half_spacing(s.types.x, std::fabs(want) + exact);
-      check.near(p.dx[m * s.n + j], want, bound,
-                 [&] { return what + ": dx[" + std::to_string(m) + "," + std::to_string(j) + "], " + s.describe(); });
+      check.near(p.dx[m * s.n + j], want, bound, [&] {
+        return what + ": dx[" + std::to_string(m) + "," + std::to_string(j) + "], " + s.describe();
+      });
     }
   }
   // Columns are summed row by row: one rounding a row, two for the product.
@@ -249,9 +251,11 @@ inline void check_backward(BackwardProblem& p, Checker& check, const std::string
       return [&, which] { return what + ": " + which + "[" + std::to_string(j) + "], " + s.describe(); };
     };
     const double exact = dw_size[j] * column_error + dw_slack[j], exact_db = db_size[j] * column_error;
-    if (s.dw) check.near(p.dw[j], dw[j], exact + half_spacing(s.types.w, std::fabs(dw[j]) + exact), where("dw"));
+    if (s.dw)
+      check.near(p.dw[j], dw[j], exact + half_spacing(s.types.w, std::fabs(dw[j]) + exact), where("dw"));
     if (s.db) {
-      check.near(p.db[j], db[j], exact_db + half_spacing(s.types.w, std::fabs(db[j]) + exact_db), where("db"));
+      check.near(p.db[j], db[j], exact_db + half_spacing(s.types.w, std::fabs(db[j]) + exact_db),
+                 where("db"));
     }
   }
   check.that(p.dx.guards_whole() && p.dw.guards_whole() && p.db.guards_whole() && p.workspace.guards_whole(),

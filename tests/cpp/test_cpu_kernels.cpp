@@ -26,7 +26,8 @@ Shape random_shape(const Types& types, int64_t n, Random& random) {
   s.weight = !random.chance(15), s.bias = random.chance(25), s.residual = random.chance(35);
   s.offset = random.chance(25) ? 1 : 0, s.want_rstd = !random.chance(20);
   s.inner = random.chance(25) ? 1 + random.below(4) : 1, s.gap = random.chance(25) ? random.below(70) : 0;
-  s.x_shift = random.chance(50) ? random.below(33) : 0, s.out_shift = random.chance(50) ? random.below(33) : 0;
+  s.x_shift = random.chance(50) ? random.below(33) : 0,
+  s.out_shift = random.chance(50) ? random.below(33) : 0;
   s.dx = !random.chance(15), s.dw = !random.chance(20), s.db = random.chance(30);
   return s;
 }
@@ -41,7 +42,8 @@ void values(Checker& check) {
   Random random(1);
   std::vector<int64_t> lengths;
   for (int64_t n = 1; n <= 70; ++n) lengths.push_back(n);
-  for (int64_t n : {95, 96, 97, 127, 128, 129, 191, 192, 193, 255, 256, 257, 511, 513, 1000, 4097}) lengths.push_back(n);
+  for (int64_t n : {95, 96, 97, 127, 128, 129, 191, 192, 193, 255, 256, 257, 511, 513, 1000, 4097})
+    lengths.push_back(n);
   for (const cpu::Kernels* kernels : kernels_here()) {
     for (const Types& types : all_types()) {
       for (int64_t n : lengths) {

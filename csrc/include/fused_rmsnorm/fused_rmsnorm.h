@@ -25,7 +25,8 @@ C10_EXPORT at::Tensor rms_norm(const at::Tensor& input, const std::optional<at::
                                const std::optional<at::Tensor>& bias = {}, const Options& options = {});
 
 // sum = input + residual, both [*, N] of one dtype; returns (rms_norm(sum), sum).
-C10_EXPORT std::tuple<at::Tensor, at::Tensor> add_rms_norm(const at::Tensor& input, const at::Tensor& residual,
+C10_EXPORT std::tuple<at::Tensor, at::Tensor> add_rms_norm(const at::Tensor& input,
+                                                           const at::Tensor& residual,
                                                            const std::optional<at::Tensor>& weight = {},
                                                            const std::optional<at::Tensor>& bias = {},
                                                            const Options& options = {});

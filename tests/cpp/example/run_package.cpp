@@ -1,9 +1,8 @@
 // Runs an AOTInductor package that holds fused_rmsnorm operators. Linking the library is all it
 // takes: its operators register themselves when it is loaded.
-#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
-
 #include <ATen/ATen.h>
 #include <fused_rmsnorm/fused_rmsnorm.h>
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
 #include <cstdio>
 
