@@ -70,6 +70,8 @@ class GRULanguageModel(nn.Module):
 class TransformerLanguageModel(nn.Module):
     """The paper's transformer layers, post-norm, as a decoder."""
 
+    positions: Tensor
+
     def __init__(
         self, norm: MakeNorm, width: int = 128, layers: int = 4, heads: int = 4, length: int = 256
     ) -> None:

@@ -205,8 +205,12 @@ def time_latency(seconds: float) -> dict[str, dict[str, Any]]:
     n = 128
     x, dy = torch.randn(1, n, requires_grad=True), torch.randn(1, n)
     w, b = torch.ones(n, requires_grad=True), torch.zeros(n, requires_grad=True)
+
+    def affine(norm: Norm) -> Callable[[Tensor], Tensor]:
+        return lambda x: norm(x, w, b)
+
     calls: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
-        "function": {k: (lambda x, f=f: f(x, w, b)) for k, f in norms(n, False).items()},
+        "function": {k: affine(f) for k, f in norms(n, False).items()},
         "module": {
             "rms_norm": ours.RMSNorm(n, EPS),
             "prms_norm": ours.PRMSNorm(n, P, EPS),

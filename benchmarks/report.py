@@ -125,13 +125,12 @@ def plot_speed(data: dict[str, Any], path: Path) -> None:
     cases = entries_of(data, "speed")
     fig, axis = plt.subplots(figsize=(9, 0.32 * len(cases) + 1.2), layout="constrained")
     for offset, peer in enumerate(PEERS):
-        points = [
-            (i + (offset - 1) * 0.2, times[peer].median / times["rms_norm"].median)
-            for i, times in enumerate(times_of(e) for e in cases)
-            if peer in times
-        ]
-        if points:
-            axis.scatter(*reversed(list(zip(*points, strict=True))), s=22, label=LABELS[peer])
+        timed = [(i, times) for i, times in enumerate(map(times_of, cases)) if peer in times]
+        ratios = [times[peer].median / times["rms_norm"].median for _, times in timed]
+        if timed:
+            axis.scatter(
+                ratios, [i + (offset - 1) * 0.2 for i, _ in timed], s=22, label=LABELS[peer]
+            )
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_xscale("log")
     names = [f"{e['rows']}×{e['n']} {e['dtype']} {e['direction']}" for e in cases]

@@ -77,6 +77,7 @@ class LSTM(nn.Module):
         return torch.stack(states, 1)
 
 
-def bidirectional(forward: nn.Module, backward: nn.Module, x: Tensor) -> Tensor:
-    """Both directions' states side by side: [batch, time, 2 state]."""
+def bidirectional(layers: nn.ModuleList, x: Tensor) -> Tensor:
+    """States [batch, time, 2 state] of a forward and a backward layer, side by side."""
+    forward, backward = layers
     return torch.cat([forward(x), backward(x.flip(1)).flip(1)], -1)

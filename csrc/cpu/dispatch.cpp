@@ -53,11 +53,7 @@ int64_t last_level_cache() {
 #endif
 
 const Kernels& kernels = choose();
-// Writing past the caches is slower where the output's pages are touched for the first time, and
-// glibc maps such pages for every tensor of some MiB: 4096 x 4096 fp32 took 22.6 ms streamed, 15.1 ms
-// not. Virtual machines also report caches that they do not have.
-constexpr int64_t kLeastStreamed = int64_t{512} << 20;
-const int64_t cache_bytes = last_level_cache() > kLeastStreamed ? last_level_cache() : kLeastStreamed;
+const int64_t cache_bytes = last_level_cache();
 
 constexpr int64_t kLine = 64;
 constexpr int64_t kGrainElements = 32768;  // a few microseconds: what waking a thread costs
@@ -66,9 +62,14 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 uintptr_t offset_in_line(const void* p) { return reinterpret_cast<uintptr_t>(p) % kLine; }
 
 // Writing past the caches pays when the result would not stay in them anyway, and needs rows of
-// several lines.
+// several lines. It costs where the output's pages are touched for the first time, which glibc makes
+// the rule for tensors of some MiB: 4096 x 4096 fp32 took 22.6 ms streamed, 15.1 ms not. And a virtual
+// machine of two cores may report the cache of the whole host (480 MiB), so neither limit does alone.
+constexpr int64_t kLeastStreamed = int64_t{512} << 20;
+
 bool should_stream(int64_t rows, int64_t n, int64_t element_bytes) {
-  return n * element_bytes >= 8 * kLine && rows * n * element_bytes >= cache_bytes;
+  const int64_t bytes = rows * n * element_bytes;
+  return n * element_bytes >= 8 * kLine && bytes >= cache_bytes && bytes >= kLeastStreamed;
 }
 
 }  // namespace

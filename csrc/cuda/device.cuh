@@ -1,6 +1,5 @@
-// What the kernels take from CUDA, and the one place where nvcc and the SIMT emulator differ. The
-// same sources are compiled by nvcc for a GPU and by a host compiler, with tests/simt/simt.h in
-// place of CUDA's execution model, for the tests.
+// What the kernels take from CUDA, and the one place that tells nvcc from a host compiler. The host
+// branch is written for a SIMT emulator, simt.h, which does not exist yet: only nvcc has compiled this.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

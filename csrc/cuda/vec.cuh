@@ -65,7 +65,7 @@ __device__ __forceinline__ uint4 shifted(uint4 low, uint4 high, unsigned shift) 
 // How the rows of a call lie in memory. The bits of the results do not depend on it.
 enum class Access {
   aligned,  // every row starts at a multiple of 16 bytes, N is whole vectors: nothing to check
-  any,
+  any,      // asked for each vector
 };
 
 // A row, read in vectors; what lies past it reads as zero. With odd N seven rows of eight are

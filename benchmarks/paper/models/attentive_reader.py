@@ -61,8 +61,8 @@ class AttentiveReader(nn.Module):
 
     def forward(self, document: Tensor, question: Tensor, answer: Tensor) -> Tensor:
         """Mean cross-entropy of the answer."""
-        words = bidirectional(*self.document, self.embedding(document))
-        states = bidirectional(*self.question, self.embedding(question))
+        words = bidirectional(self.document, self.embedding(document))
+        states = bidirectional(self.question, self.embedding(question))
         forward, backward = states.chunk(2, -1)
         u = torch.cat([forward[:, -1], backward[:, 0]], -1)
         energies = self.energy(torch.tanh(self.key(words) + self.query(u).unsqueeze(1)))

@@ -70,7 +70,7 @@ class ConvPoolCNN(nn.Module):
             Convolution(norm, w, w, 3, 0 if sizes.image >= 16 else 1),
             Convolution(norm, w, w, 1, 0),
             Convolution(norm, w, w, 1, 0),
-        ).to(memory_format=torch.channels_last)
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         self.classes = nn.Linear(w, sizes.classes)
 
     def logits(self, images: Tensor) -> Tensor:

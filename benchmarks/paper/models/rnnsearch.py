@@ -57,7 +57,7 @@ class RNNSearch(nn.Module):
 
     def logits(self, source: Tensor, target: Tensor) -> Tensor:
         """[batch, time, vocabulary]: each target word from those before it."""
-        memory = bidirectional(*self.encoder, self.source(source))
+        memory = bidirectional(self.encoder, self.source(source))
         keys = self.key(memory)
         h = torch.tanh(self.start(memory.mean(1)))
         previous = F.pad(self.target(target[:, :-1]), (0, 0, 1, 0))

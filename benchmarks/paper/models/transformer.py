@@ -82,6 +82,8 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
+    positions: Tensor
+
     def __init__(self, norm: MakeNorm, sizes: Sizes) -> None:
         super().__init__()
         self.width = sizes.width
