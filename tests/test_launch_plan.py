@@ -1,22 +1,26 @@
 """The CUDA launch plan: pure host code, a function of N, dtype and architecture."""
 
+import itertools
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fused_rmsnorm import launch_plan
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 SHARED = {75: 64, 80: 163, 86: 99, 90: 227, 100: 227, 120: 99}
+EDGES = sorted({2**i + j for i in range(20) for j in (-1, 0, 1)} - {0})  # where shapes change
 
 
-@given(
-    st.integers(1, 1 << 20),
-    st.sampled_from(DTYPES),
-    st.sampled_from(sorted(SHARED)),
-    st.booleans(),
-)
-def test_a_row_fits(n: int, dtype: str, arch: int, backward: bool) -> None:
+@given(st.lists(st.integers(1, 1 << 20), min_size=8, max_size=8))
+@example(EDGES)
+def test_rows_fit(lengths: list[int]) -> None:
+    for each in itertools.product(lengths, DTYPES, SHARED, (False, True)):
+        check_fits(*each)
+
+
+def check_fits(n: int, dtype: str, arch: int, backward: bool) -> None:
     plan = launch_plan(n, dtype, arch, backward)
     holds = plan["vector"] * plan["threads"] * plan["items"] * plan["cluster"]
     assert plan["family"] == "two_pass" or holds >= n
