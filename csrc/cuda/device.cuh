@@ -1,5 +1,5 @@
-// What the kernels take from CUDA, and the one place that tells nvcc from a host compiler. The host
-// branch is written for a SIMT emulator, simt.h, which does not exist yet: only nvcc has compiled this.
+// What the kernels take from CUDA, and the one place that tells nvcc from a host compiler, for which
+// the emulator in tests/simt plays the device.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -30,18 +30,18 @@ __device__ __forceinline__ unsigned char* shared_memory() {
 struct Cluster {
 #if defined(__CUDACC__) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900)
   static __device__ unsigned rank() { return 0; }
-  static __device__ void sync() {}
+  static __device__ void arrive() {}
+  static __device__ void wait() {}
   template <class T>
   static __device__ T* peer(T* p, unsigned) {
     return p;
   }
 #else
   static __device__ unsigned rank() { return __clusterRelativeBlockRank(); }
-  static __device__ void sync() {
-    __cluster_barrier_arrive();
-    __cluster_barrier_wait();
-  }
-  // The same place in the shared memory of the block `rank` of this cluster.
+  static __device__ void arrive() { __cluster_barrier_arrive(); }
+  static __device__ void wait() { __cluster_barrier_wait(); }
+  // The same place in the shared memory of the block `rank` of this cluster, which must have been met
+  // at a barrier: a block may start late and end early.
   template <class T>
   static __device__ T* peer(T* p, unsigned rank) {
     return static_cast<T*>(__cluster_map_shared_rank(p, rank));

@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads < 128 ? 128 : kThreads, 1) forward_ro
   constexpr int kRows = kThreads < 128 ? 128 / kThreads : 1;
   constexpr bool kInSlots = kSlots<kThreads, kAccess>;
   constexpr bool kBoth = kAdd && !kInSlots;  // x and residual are read before either is used
-  constexpr int kUnroll = kInSlots ? 1 : kItems;
+  [[maybe_unused]] constexpr int kUnroll = kInSlots ? 1 : kItems;
   const int width = kCluster ? kThreads * cluster : kThreads;  // threads of a row
   const int thread = threadIdx.x % kThreads + (kCluster ? Cluster::rank() * kThreads : 0);
   const int n = static_cast<int>(f.n);

@@ -29,7 +29,9 @@ __device__ __forceinline__ T lanes_sum(T v) {
 template <class T, int kThreads, bool kCluster>
 class RowSum {
  public:
-  __device__ explicit RowSum(int cluster) : cluster_(cluster) {}
+  __device__ explicit RowSum(int cluster) : cluster_(cluster) {
+    if constexpr (kCluster) Cluster::arrive();  // waited for below, with the first row's loads between
+  }
 
   // Called by all threads of the block together.
   __device__ __forceinline__ T operator()(T v) {
@@ -48,9 +50,12 @@ class RowSum {
       for (int i = 0; i < kWarps; ++i) v += set[row * kWarps + i];
       if constexpr (kCluster) {
         T* const slots = set + 32;
+        if (!met_) Cluster::wait();
+        met_ = true;
         if (threadIdx.x < static_cast<unsigned>(cluster_))
           Cluster::peer(slots, threadIdx.x)[Cluster::rank()] = v;
-        Cluster::sync();
+        Cluster::arrive();
+        Cluster::wait();
         v = 0;
         for (int i = 0; i < cluster_; ++i) v += slots[i];
       }
@@ -60,6 +65,7 @@ class RowSum {
 
  private:
   int cluster_, turn_ = 0;
+  bool met_ = false;
 };
 
 }  // namespace fused_rmsnorm::cuda

@@ -1,4 +1,4 @@
-// One call of the CPU kernels with all its arrays, and what fp64 says about it.
+// One call of the kernels of a backend with all its arrays, and what fp64 says about it.
 //
 // Error bounds, u = 2^-24 (2^-53 for f64). A sum over m columns runs in at least 8 (f64: 4) lane
 // accumulators of two roundings a step, and their total takes a few more: its error is at most
@@ -9,7 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/cpu/kernels.h"
 #include "numbers.h"
 
 namespace fused_rmsnorm::test {
@@ -103,7 +102,8 @@ struct BackwardProblem {
   Shape s;
   Array dy, x, dsum, weight, rstd, dx, dw, db, workspace;
 
-  BackwardProblem(const Shape& shape, Random& random)
+  BackwardProblem(const Shape& shape, Random& random,
+                  int64_t (*workspace_bytes)(const Backward&) = cpu::backward_workspace)
       : s(shape),
         dy(s.types.y, extent(s), s.x_shift),
         x(s.types.x, extent(s), s.x_shift),
@@ -119,7 +119,7 @@ struct BackwardProblem {
     random.fill(weight, -2, 2);
     random.fill(rstd, 0.3, 1.5);
     const Backward b = args();
-    workspace = Array(Dtype::f32, cpu::backward_workspace(b) / 4, 0);
+    workspace = Array(Dtype::f32, workspace_bytes(b) / 4, 0);
     random.fill(workspace, -1e9, 1e9);
   }
 

@@ -1,5 +1,6 @@
 #include <cstdio>
 
+#include "../../csrc/cpu/kernels.h"
 #include "problem.h"
 
 using namespace fused_rmsnorm;
