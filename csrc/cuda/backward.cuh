@@ -8,6 +8,8 @@
 //
 // c holds r squared only: r cubed leaves fp32's range for rows near 1e-13.
 #pragma once
+#include <algorithm>
+
 #include "affine.cuh"
 #include "finalize.cuh"
 #include "plan.h"
@@ -135,6 +137,8 @@ __global__ void __launch_bounds__(kThreads < 128 ? 128 : kThreads, 1)
   using D = typename Types::D;
   constexpr int V = Types::V;
   constexpr int kBlock = kThreads < 128 ? 128 : kThreads, kRows = kBlock / kThreads;
+  // dw and db take half of the 128 registers that 512 threads have: what need not be unrolled is not.
+  [[maybe_unused]] constexpr int kUnroll = kThreads == 512 ? 1 : kItems;
   using SlotsX = Slots<X, V, kItems, kBlock>;
   using SlotsD = Slots<D, V, kItems, kBlock>;
   const int width = kCluster ? kThreads * cluster : kThreads;  // threads of a row
@@ -206,7 +210,7 @@ __global__ void __launch_bounds__(kThreads < 128 ? 128 : kThreads, 1)
     dot = row_sum(dot);
     if (live && b.dx) {
       const T coefficient = r * (r * dot / static_cast<T>(b.k));
-#pragma unroll
+#pragma unroll kUnroll
       for (int i = 0; i < kItems; ++i) {
         const int c = (i * width + thread) * V;
         if (c < n) {
@@ -290,7 +294,7 @@ __global__ void __launch_bounds__(kColumnThreads) backward_columns(Backward b, i
 // How many partials this call makes.
 inline int partials_of(const Backward& b, const Plan& p) {
   const int64_t groups = ceil_div(b.rows, p.rows_per_block);
-  return static_cast<int>(groups < p.partials ? groups : p.partials);
+  return static_cast<int>(std::min(groups, p.max_grid));
 }
 
 template <class Types, Access kAccess, bool kBias, int kShape, bool kCluster>
@@ -326,8 +330,7 @@ const char* launch_two_pass(const Backward& b, const Plan& p, void* stream) {
     if (const char* error = launch(columns, stream, backward_columns<Types>, b, partials)) return error;
   }
   if (!b.dx) return nullptr;
-  const Launch rows{"backward_long", b.rows < kMaxBlocks ? b.rows : kMaxBlocks, kLongThreads, p.shared_bytes,
-                    1};
+  const Launch rows{"backward_long", std::min(b.rows, kMaxBlocks), kLongThreads, p.shared_bytes, 1};
   return launch(rows, stream, backward_long<Types>, b);
 }
 

@@ -113,6 +113,4 @@ inline cudaError_t current_arch(int& arch) {
 #endif
 }
 
-constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;
-
 }  // namespace fused_rmsnorm::cuda

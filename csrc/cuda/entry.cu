@@ -1,6 +1,6 @@
 // The entry points of norm.h: plan, then the translation unit of x's dtype.
 #include "device.cuh"
-#include "plan.h"
+#include "run.h"
 
 namespace fused_rmsnorm::cuda {
 
@@ -15,12 +15,7 @@ constexpr int64_t kMaxColumns = int64_t{1} << 30;  // columns are counted in 32 
 
 }  // namespace
 
-const char* forward(const Forward& f, void* stream) {
-  if (f.rows == 0) return nullptr;
-  if (f.n > kMaxColumns) return "rows of more than 2^30 elements are not supported on CUDA";
-  int arch = 0;
-  if (const char* error = message({"device query", 0, 0, 0, 0}, current_arch(arch))) return error;
-  const Plan p = forward_plan(f.n, f.x_dtype, arch);
+const char* run(const Forward& f, const Plan& p, void* stream) {
   switch (f.x_dtype) {
     case Dtype::f32:
       return forward_of<float>(f, p, stream);
@@ -34,18 +29,7 @@ const char* forward(const Forward& f, void* stream) {
   return "unknown dtype";
 }
 
-int64_t backward_workspace(const Backward& b) {
-  int arch = 0;
-  if (current_arch(arch) != cudaSuccess) return 0;  // backward reports it
-  const Plan p = backward_plan(b.n, b.x_dtype, b.dy_dtype, arch);
-  return p.partials * b.n * ((b.dw != nullptr) + (b.db != nullptr)) * (b.x_dtype == Dtype::f64 ? 8 : 4);
-}
-
-const char* backward(const Backward& b, void* stream) {
-  if (b.n > kMaxColumns) return "rows of more than 2^30 elements are not supported on CUDA";
-  int arch = 0;
-  if (const char* error = message({"device query", 0, 0, 0, 0}, current_arch(arch))) return error;
-  const Plan p = backward_plan(b.n, b.x_dtype, b.dy_dtype, arch);
+const char* run(const Backward& b, const Plan& p, void* stream) {
   switch (b.x_dtype) {
     case Dtype::f32:
       return backward_of<float>(b, p, stream);
@@ -57,6 +41,28 @@ const char* backward(const Backward& b, void* stream) {
       return backward_of<__nv_bfloat16>(b, p, stream);
   }
   return "unknown dtype";
+}
+
+const char* forward(const Forward& f, void* stream) {
+  if (f.rows == 0) return nullptr;
+  if (f.n > kMaxColumns) return "rows of more than 2^30 elements are not supported on CUDA";
+  int arch = 0;
+  if (const char* error = message({"device query", 0, 0, 0, 0}, current_arch(arch))) return error;
+  return run(f, forward_plan(f.n, f.x_dtype, arch), stream);
+}
+
+int64_t backward_workspace(const Backward& b) {
+  int arch = 0;
+  if (current_arch(arch) != cudaSuccess) return 0;  // backward reports it
+  const Plan p = backward_plan(b.n, b.x_dtype, b.dy_dtype, arch);
+  return p.max_grid * b.n * ((b.dw != nullptr) + (b.db != nullptr)) * (b.x_dtype == Dtype::f64 ? 8 : 4);
+}
+
+const char* backward(const Backward& b, void* stream) {
+  if (b.n > kMaxColumns) return "rows of more than 2^30 elements are not supported on CUDA";
+  int arch = 0;
+  if (const char* error = message({"device query", 0, 0, 0, 0}, current_arch(arch))) return error;
+  return run(b, backward_plan(b.n, b.x_dtype, b.dy_dtype, arch), stream);
 }
 
 }  // namespace fused_rmsnorm::cuda

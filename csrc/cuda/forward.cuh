@@ -2,6 +2,8 @@
 // written too. Templates over the dtypes, the shape of a row (plan.h), how it lies in memory and the
 // fused add; everything else is the same for all threads and costs a predictable branch.
 #pragma once
+#include <algorithm>
+
 #include "affine.cuh"
 #include "plan.h"
 #include "reduce.cuh"
@@ -94,60 +96,71 @@ struct Held<V, kItems, kThreads, true> {
 };
 
 // Families `registers` and `cluster`: a row is read once, and all its loads are issued before the
-// first is used.
+// first is used; of short rows those of several.
 template <class Types, int kThreads, int kItems, Access kAccess, bool kAdd, bool kCluster>
 __global__ void __launch_bounds__(kThreads < 128 ? 128 : kThreads, 1) forward_rows(Forward f, int cluster) {
   using T = typename Types::T;
   using X = typename Types::X;
   constexpr int V = Types::V;
   constexpr int kRows = kThreads < 128 ? 128 / kThreads : 1;
+  constexpr int kFlight = kCluster ? 1 : rows_in_flight({kThreads, kItems});
   constexpr bool kInSlots = kSlots<kThreads, kAccess>;
   constexpr bool kBoth = kAdd && !kInSlots;  // x and residual are read before either is used
   [[maybe_unused]] constexpr int kUnroll = kInSlots ? 1 : kItems;
   const int width = kCluster ? kThreads * cluster : kThreads;  // threads of a row
   const int thread = threadIdx.x % kThreads + (kCluster ? Cluster::rank() * kThreads : 0);
   const int n = static_cast<int>(f.n);
-  const int64_t groups = (f.rows + kRows - 1) / kRows;
+  const int64_t step = int64_t{kCluster ? gridDim.x / cluster : gridDim.x} * (kRows * kFlight);
   RowSum<T, kThreads, kCluster> row_sum(cluster);
 
-  for (int64_t group = kCluster ? blockIdx.x / cluster : blockIdx.x; group < groups;
-       group += kCluster ? gridDim.x / cluster : gridDim.x) {
-    const int64_t m = group * kRows + threadIdx.x / kThreads;
-    const bool live = m < f.rows;
-    Held<Vec<X, V>, kItems, kThreads, kInSlots> x;
-    Vec<X, V> residual[kBoth ? kItems : 1];
-    T sum = 0;
-    if (live) {
+  for (int64_t base = int64_t{kCluster ? blockIdx.x / cluster : blockIdx.x} * (kRows * kFlight);
+       base < f.rows; base += step) {
+    const int64_t first = base + threadIdx.x / kThreads;
+    Held<Vec<X, V>, kItems, kThreads, kInSlots> x[kFlight];
+    Vec<X, V> residual[kFlight][kBoth ? kItems : 1];
+#pragma unroll
+    for (int q = 0; q < kFlight; ++q) {
+      const int64_t m = first + q * kRows;
+      if (m >= f.rows) continue;
       RowReader<X, V, kAccess> row(f.x, m, n), residual_row(kAdd ? f.residual : f.x, m, n);
       row.overwritten = residual_row.overwritten = overwrites<kAdd>(f);
 #pragma unroll kUnroll
       for (int i = 0; i < kItems; ++i) {
         const int c = (i * width + thread) * V;
         if (c < n) {
-          x[i] = row.load(c);
-          if constexpr (kBoth) residual[i] = residual_row.load(c);
-        }
-      }
-#pragma unroll kUnroll
-      for (int i = 0; i < kItems; ++i) {
-        const int c = (i * width + thread) * V;
-        if (c < n) {
-          if constexpr (kBoth) {
-            add<kAccess>(f, m, c, x[i], residual[i]);
-          } else if constexpr (kAdd) {
-            add<kAccess>(f, m, c, x[i], residual_row.load(c));
-          }
-          sum = squares(x[i], c, f.k, sum);
+          x[q][i] = row.load(c);
+          if constexpr (kBoth) residual[q][i] = residual_row.load(c);
         }
       }
     }
-    const T r = rstd_of(f, row_sum(sum));
-    if (live) {
-      if (f.rstd && thread == 0) static_cast<T*>(f.rstd)[m] = r;
+#pragma unroll
+    for (int q = 0; q < kFlight; ++q) {
+      const int64_t m = first + q * kRows;
+      T sum = 0;
+      if (m < f.rows) {
+        RowReader<X, V, kAccess> residual_row(kAdd ? f.residual : f.x, m, n);
+        residual_row.overwritten = overwrites<kAdd>(f);
 #pragma unroll kUnroll
-      for (int i = 0; i < kItems; ++i) {
-        const int c = (i * width + thread) * V;
-        if (c < n) finish<Types, kAccess>(f, m, c, x[i], r);
+        for (int i = 0; i < kItems; ++i) {
+          const int c = (i * width + thread) * V;
+          if (c < n) {
+            if constexpr (kBoth) {
+              add<kAccess>(f, m, c, x[q][i], residual[q][i]);
+            } else if constexpr (kAdd) {
+              add<kAccess>(f, m, c, x[q][i], residual_row.load(c));
+            }
+            sum = squares(x[q][i], c, f.k, sum);
+          }
+        }
+      }
+      const T r = rstd_of(f, row_sum(sum));
+      if (m < f.rows) {
+        if (f.rstd && thread == 0) static_cast<T*>(f.rstd)[m] = r;
+#pragma unroll kUnroll
+        for (int i = 0; i < kItems; ++i) {
+          const int c = (i * width + thread) * V;
+          if (c < n) finish<Types, kAccess>(f, m, c, x[q][i], r);
+        }
       }
     }
   }
@@ -187,10 +200,9 @@ __global__ void __launch_bounds__(kLongThreads) forward_long(Forward f) {
 template <class Types, bool kAdd, Access kAccess, int kShape, bool kCluster>
 const char* launch_forward_rows(const Forward& f, const Plan& p, void* stream) {
   constexpr Shape shape = kShapes[kShape];
-  const int64_t wanted = ceil_div(f.rows, p.rows_per_block) * p.cluster;
   const Launch launch_as{
-      "forward_rows", wanted < kMaxBlocks ? wanted : kMaxBlocks / p.cluster * p.cluster,
-      p.threads * p.rows_per_block,
+      "forward_rows", std::min(ceil_div(f.rows, p.rows_per_block), p.max_grid) * p.cluster,
+      shape.threads < 128 ? 128 : shape.threads,
       p.shared_bytes + (kSlots<shape.threads, kAccess> ? shape.threads * shape.items * 16 : 0), p.cluster};
   return launch(launch_as, stream, forward_rows<Types, shape.threads, shape.items, kAccess, kAdd, kCluster>,
                 f, p.cluster);
@@ -215,8 +227,7 @@ const char* launch_shape(const Forward& f, const Plan& p, void* stream) {
 template <class Types, bool kAdd>
 const char* launch_forward(const Forward& f, const Plan& p, void* stream) {
   if (p.family == Family::two_pass) {
-    const Launch launch_as{"forward_long", f.rows < kMaxBlocks ? f.rows : kMaxBlocks, kLongThreads,
-                           p.shared_bytes, 1};
+    const Launch launch_as{"forward_long", std::min(f.rows, p.max_grid), kLongThreads, p.shared_bytes, 1};
     return launch(launch_as, stream, forward_long<Types, kAdd>, f);
   }
   if (is_aligned(f, p)) return launch_shape<Types, kAdd, Access::aligned>(f, p, stream);

@@ -22,17 +22,18 @@ struct Plan {
   int vector;          // elements
   int threads;         // per row and block: 8, 16 or 32 share a warp, more share a block
   int items;           // vectors per thread
-  int rows_per_block;  // side by side
+  int rows_per_block;  // side by side, times forward's rows in flight per thread
   int cluster;         // blocks per row
   int stages;          // backward: rows whose loads are in flight or in use
   int shared_bytes;    // dynamic
-  int partials;        // backward: most blocks (clusters), each with its own partial dw and db
+  int64_t max_grid;    // blocks, or clusters, in a grid; in the backward each has its own partial dw and db
 };
 
-constexpr int kLongThreads = 1024;                     // two_pass: threads of a block
-constexpr int kColumnThreads = 256;                    // two_pass backward: columns of a block
-constexpr int kMaxCluster = 8;                         // what every sm_90 device schedules
-constexpr int kScratchSlots = 2 * (32 + kMaxCluster);  // of 8 bytes, see reduce.cuh
+constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;  // of a grid
+constexpr int kLongThreads = 1024;                      // two_pass: threads of a block
+constexpr int kColumnThreads = 256;                     // two_pass backward: columns of a block
+constexpr int kMaxCluster = 8;                          // what every sm_90 device schedules
+constexpr int kScratchSlots = 2 * (32 + kMaxCluster);   // of 8 bytes, see reduce.cuh
 constexpr int kScratchBytes = kScratchSlots * 8;
 
 // Threads and items of the row shapes that kernels are instantiated for, in rising order.
@@ -43,6 +44,10 @@ constexpr Shape kShapes[] = {{8, 1},  {16, 1},  {32, 1},  {32, 2},  {32, 4},
                              {64, 4}, {128, 4}, {256, 4}, {512, 4}, {1024, 4}};
 constexpr int kForwardShapes = 10, kBackwardShapes = 9;  // 1024 x 4 has no registers for dw
 constexpr int kClusterShape = 8;                         // the first that also serves clusters
+
+// Rows that a thread of the forward reads before it reduces the first: 64 bytes on their way per
+// thread at every shape.
+constexpr int rows_in_flight(Shape s) { return s.items < 4 ? 4 / s.items : 1; }
 
 // What is fixed per architecture (major * 10 + minor): the multiprocessors of its largest product,
 // which sizes the grid of the backward, and the shared memory that a block may have.
@@ -65,7 +70,8 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // cluster of two to eight blocks of a large one; or two passes. A block of 1024 threads fills a
 // multiprocessor alone, so where there are clusters two blocks of 512 come first.
 constexpr Plan row_plan(int64_t n, Dtype x, const Architecture& a, int count) {
-  Plan p{Family::two_pass, static_cast<int>(16 / size_of(x)), kLongThreads, 1, 1, 1, 1, kScratchBytes, 0};
+  Plan p{Family::two_pass, static_cast<int>(16 / size_of(x)), kLongThreads, 1, 1, 1, 1, kScratchBytes,
+         kMaxBlocks};
   const int64_t vectors = ceil_div(n, p.vector);
   const auto holds = [](Shape s) { return int64_t{s.threads} * s.items; };
   const auto take = [&p](Family family, Shape s, int cluster) {
@@ -85,7 +91,10 @@ constexpr Plan row_plan(int64_t n, Dtype x, const Architecture& a, int count) {
 }
 
 constexpr Plan forward_plan(int64_t n, Dtype x, int arch) {
-  return row_plan(n, x, architecture(arch), kForwardShapes);
+  Plan p = row_plan(n, x, architecture(arch), kForwardShapes);
+  if (p.family == Family::registers) p.rows_per_block *= rows_in_flight({p.threads, p.items});
+  p.max_grid /= p.cluster;
+  return p;
 }
 
 // dy may be wider than x. Two rows in flight where shared memory allows, else one.
@@ -104,7 +113,7 @@ constexpr Plan backward_plan(int64_t n, Dtype x, Dtype dy, int arch) {
   // Enough blocks to fill every multiprocessor with 1024 threads; two passes: fixed.
   const int block = p.threads * p.rows_per_block;
   const int per_multiprocessor = block >= 1024 ? 1 : 1024 / block;
-  p.partials = p.family == Family::two_pass ? 64 : a.multiprocessors * per_multiprocessor / p.cluster;
+  p.max_grid = p.family == Family::two_pass ? 64 : a.multiprocessors * per_multiprocessor / p.cluster;
   return p;
 }
 

@@ -1,13 +1,16 @@
 // fused_rmsnorm._info: what this build is, and the launch plan of the CUDA kernels. No tensors.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <map>
+#include <optional>
 #include <string>
 
 #include "cuda/plan.h"
 #include "norm.h"
 
 namespace py = pybind11;
+using fused_rmsnorm::Dtype;
 
 namespace {
 
@@ -25,19 +28,26 @@ py::dict build_info() {
   return info;
 }
 
-// The launch of the forward or the backward on architecture major * 10 + minor.
-py::dict launch_plan(int64_t n, const std::string& dtype, int arch, bool backward) {
-  using fused_rmsnorm::Dtype;
+Dtype parse(const char* argument, const std::string& dtype) {
   static const std::map<std::string, Dtype> dtypes = {
       {"float32", Dtype::f32}, {"float16", Dtype::f16}, {"bfloat16", Dtype::bf16}, {"float64", Dtype::f64}};
   const auto found = dtypes.find(dtype);
   if (found == dtypes.end()) {
-    throw py::value_error("dtype must be float32, float16, bfloat16 or float64, but got " + dtype);
+    throw py::value_error(std::string(argument) + " must be float32, float16, bfloat16 or float64, but got " +
+                          dtype);
   }
-  if (n < 1) throw py::value_error("n must be at least 1, but got " + std::to_string(n));
+  return found->second;
+}
+
+// The launch of the forward or the backward on architecture major * 10 + minor.
+// grad_dtype, of dy, is wider than x's in llama mode with a wide weight.
+py::dict launch_plan(int64_t n, const std::string& dtype, int arch, bool backward,
+                     const std::optional<std::string>& grad_dtype) {
   namespace cuda = fused_rmsnorm::cuda;
-  const cuda::Plan p = backward ? cuda::backward_plan(n, found->second, found->second, arch)
-                                : cuda::forward_plan(n, found->second, arch);
+  if (n < 1) throw py::value_error("n must be at least 1, but got " + std::to_string(n));
+  const Dtype x = parse("dtype", dtype), dy = grad_dtype ? parse("grad_dtype", *grad_dtype) : x;
+  if (size_of(dy) < size_of(x)) throw py::value_error("grad_dtype must not be narrower than dtype");
+  const cuda::Plan p = backward ? cuda::backward_plan(n, x, dy, arch) : cuda::forward_plan(n, x, arch);
   static const char* const families[] = {"registers", "cluster", "two_pass"};
   py::dict plan;
   plan["family"] = families[static_cast<int>(p.family)];
@@ -48,7 +58,7 @@ py::dict launch_plan(int64_t n, const std::string& dtype, int arch, bool backwar
   plan["cluster"] = p.cluster;
   plan["stages"] = p.stages;
   plan["shared_bytes"] = p.shared_bytes;
-  plan["partials"] = p.partials;
+  plan["max_grid"] = p.max_grid;
   return plan;
 }
 
@@ -57,5 +67,6 @@ py::dict launch_plan(int64_t n, const std::string& dtype, int arch, bool backwar
 PYBIND11_MODULE(_info, m) {
   m.def("build_info", build_info, "What this build is: versions, instruction set in use, CUDA or why not.");
   m.def("launch_plan", launch_plan, py::arg("n"), py::arg("dtype") = "bfloat16", py::arg("arch") = 90,
-        py::arg("backward") = false, "How the CUDA kernels are launched for rows of n elements.");
+        py::arg("backward") = false, py::arg("grad_dtype") = py::none(),
+        "How the CUDA kernels are launched for rows of n elements.");
 }

@@ -1,4 +1,8 @@
 def build_info() -> dict[str, str | bool | None]: ...
 def launch_plan(
-    n: int, dtype: str = "bfloat16", arch: int = 90, backward: bool = False
+    n: int,
+    dtype: str = "bfloat16",
+    arch: int = 90,
+    backward: bool = False,
+    grad_dtype: str | None = None,
 ) -> dict[str, str | int]: ...

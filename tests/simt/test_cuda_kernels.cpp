@@ -9,7 +9,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "../../csrc/cuda/plan.h"
+#include "../../csrc/cuda/run.h"
 #include "../cpp/problem.h"
 #include "simt.h"
 
@@ -20,6 +20,23 @@ namespace {
 
 void run(Checker& check, const Shape& s, const char* error) {
   check.that(!error, [&] { return std::string(error) + ": " + s.describe(); });
+}
+
+// The call as torch makes it; or on so small a grid that blocks take several rows.
+template <class Call>
+const char* run_small(const Call& call, cuda::Plan plan, int64_t grid) {
+  plan.max_grid = std::min(plan.max_grid, grid);
+  return cuda::run(call, plan, nullptr);
+}
+void run(Checker& check, const Shape& s, const Forward& f, int64_t grid) {
+  run(check, s,
+      grid && f.rows ? run_small(f, cuda::forward_plan(f.n, f.x_dtype, simt::arch), grid)
+                     : cuda::forward(f, nullptr));
+}
+void run(Checker& check, const Shape& s, const Backward& b, int64_t grid) {
+  run(check, s,
+      grid ? run_small(b, cuda::backward_plan(b.n, b.x_dtype, b.dy_dtype, simt::arch), grid)
+           : cuda::backward(b, nullptr));
 }
 
 constexpr int kArchitectures[] = {75, 80, 90, 120};
@@ -43,7 +60,10 @@ std::vector<int64_t> lengths(Dtype x, int arch) {
 Shape random_shape(const Types& types, int64_t n, Random& random) {
   Shape s;
   s.types = types, s.n = n;
-  s.rows = n > 5000 ? 1 + random.below(2) : random.chance(30) ? 1 + random.below(60) : 1 + random.below(9);
+  s.rows = n > 40000           ? 1 + random.below(2)
+           : n > 5000          ? 1 + random.below(4)
+           : random.chance(30) ? 1 + random.below(60)
+                               : 1 + random.below(9);
   s.k = random.chance(60) ? n : 1 + random.below(n);
   s.weight = !random.chance(15), s.bias = random.chance(25), s.residual = random.chance(35);
   s.offset = random.chance(25) ? 1 : 0, s.want_rstd = !random.chance(20);
@@ -59,15 +79,17 @@ Shape random_shape(const Types& types, int64_t n, Random& random) {
 }
 
 std::string on_device(const char* what) {
-  return std::string(what) + " sm_" + std::to_string(simt::arch) + " schedule " + std::to_string(simt::schedule);
+  return std::string(what) + " sm_" + std::to_string(simt::arch) + " schedule " +
+         std::to_string(simt::schedule);
 }
 
 void forward_and_backward(Checker& check, const Shape& s, Random& random) {
+  const int64_t grid = random.chance(50) ? 1 + random.below(3) : 0;
   ForwardProblem f(s, random);
-  run(check, s, cuda::forward(f.args(), nullptr));
+  run(check, s, f.args(), grid);
   check_forward(f, check, on_device("forward"));
   BackwardProblem b(s, random, cuda::backward_workspace);
-  run(check, s, cuda::backward(b.args(), nullptr));
+  run(check, s, b.args(), grid);
   check_backward(b, check, on_device("backward"));
 }
 
@@ -85,7 +107,6 @@ void values(Checker& check, Dtype x, int percent) {
         }
       }
     }
-    // Whatever the plan may say, the last resort works for short rows too, and for the longest.
   }
 }
 
@@ -117,11 +138,12 @@ void bits(Checker& check, Dtype x, int percent) {
         one.x_shift = random.below(32), one.out_shift = random.below(32);
         const int64_t m = random.below(s.rows);
 
+        const int64_t grid = random.chance(50) ? 1 + random.below(3) : 0;
         ForwardProblem f(s, random), alone(one, random);
         copy_row(alone.x, one, f.x, s, m);
         if (s.residual) copy_row(alone.residual, one, f.residual, s, m);
         copy(alone.weight, f.weight), copy(alone.bias, f.bias);
-        run(check, s, cuda::forward(f.args(), nullptr));
+        run(check, s, f.args(), grid);
         simt::schedule = static_cast<int>(random.below(8));
         run(check, one, cuda::forward(alone.args(), nullptr));
         check.that(same_row(f.y, m, alone.y, 0, n) && same_row(f.rstd, m, alone.rstd, 0, 1) &&
@@ -133,7 +155,7 @@ void bits(Checker& check, Dtype x, int percent) {
         copy_row(row.x, one, b.x, s, m), copy_row(row.dy, one, b.dy, s, m);
         if (s.residual) copy_row(row.dsum, one, b.dsum, s, m);
         copy(row.weight, b.weight), row.rstd.set(0, b.rstd[m]);
-        run(check, s, cuda::backward(b.args(), nullptr));
+        run(check, s, b.args(), grid);
         run(check, one, cuda::backward(row.args(), nullptr));
         check.that(same_row(b.dx, m, row.dx, 0, n),
                    [&] { return on_device("backward") + ": a row alone has other bits, " + s.describe(); });
@@ -151,7 +173,7 @@ void bits(Checker& check, Dtype x, int percent) {
         }
         copy(again.weight, b.weight), copy(again.rstd, b.rstd);
         simt::schedule = static_cast<int>(random.below(8));
-        run(check, moved, cuda::backward(again.args(), nullptr));
+        run(check, moved, again.args(), grid);
         check.that(again.dx.same_bytes(b.dx) && (!s.dw || again.dw.same_bytes(b.dw)) &&
                        (!s.db || again.db.same_bytes(b.db)),
                    [&] { return on_device("backward") + ": gradients hang on the layout, " + s.describe(); });
@@ -177,13 +199,16 @@ void special(Checker& check, Dtype x) {
       dirty.x.set(place(s, 1, n / 2), NAN), dirty.x.set(place(s, 3, n - 1), INFINITY);
       run(check, s, cuda::forward(clean.args(), nullptr));
       run(check, s, cuda::forward(dirty.args(), nullptr));
-      for (int64_t m : {0, 2, 4}) check.that(same_row(clean.y, m, dirty.y, m, n), where("a clean row changed"));
-      check.that(std::isnan(dirty.y[n]) && std::isnan(dirty.y[2 * n - 1]), where("NaN does not fill its row"));
+      for (int64_t m : {0, 2, 4})
+        check.that(same_row(clean.y, m, dirty.y, m, n), where("a clean row changed"));
+      check.that(std::isnan(dirty.y[n]) && std::isnan(dirty.y[2 * n - 1]),
+                 where("NaN does not fill its row"));
       check.that(std::isnan(dirty.y[4 * n - 1]), where("inf / inf is not NaN"));
       check.that(dirty.y[3 * n] == 0, where("a finite number over an infinite rms is not 0"));
 
       // Numbers whose squares overflow the dtype, and whose sum does not.
-      for (int64_t i = 0; i < clean.x.count(); ++i) clean.x.set(i, clean.x[i] * (x == Dtype::f16 ? 1e4 : 1e15));
+      for (int64_t i = 0; i < clean.x.count(); ++i)
+        clean.x.set(i, clean.x[i] * (x == Dtype::f16 ? 1e4 : 1e15));
       run(check, s, cuda::forward(clean.args(), nullptr));
       check_forward(clean, check, on_device("large"));
 
@@ -226,7 +251,8 @@ void errors(Checker& check) {
   Backward b;
   b.rows = 1, b.n = b.k = f.n;
   for (const char* message : {cuda::forward(f, nullptr), cuda::backward(b, nullptr)}) {
-    check.that(message && std::strstr(message, "2^30"), [] { return std::string("too long a row is taken"); });
+    check.that(message && std::strstr(message, "2^30"),
+               [] { return std::string("too long a row is taken"); });
   }
 }
 
