@@ -129,18 +129,17 @@ __device__ __forceinline__ void write_partial(const T (&sums)[kItems][V], T* par
   }
 }
 
-template <class Types, int kThreads, int kItems, Access kAccess, bool kBias, bool kCluster>
-__global__ void __launch_bounds__(kThreads < 128 ? 128 : kThreads, 1)
-    backward_rows(Backward b, int cluster, int stages) {
+// db of unaligned rows is left the registers it needs: spilling costs more than a second wave of blocks.
+template <class Types, int kShape, Access kAccess, bool kBias, bool kCluster>
+__global__ void __launch_bounds__(kBlock<kShape>, kBias&& kAccess == Access::any ? 1 : kResident<kShape>)
+    backward_rows(Backward b, int cluster, bool ahead) {
   using T = typename Types::T;
   using X = typename Types::X;
   using D = typename Types::D;
-  constexpr int V = Types::V;
-  constexpr int kBlock = kThreads < 128 ? 128 : kThreads, kRows = kBlock / kThreads;
-  // dw and db take half of the 128 registers that 512 threads have: what need not be unrolled is not.
-  [[maybe_unused]] constexpr int kUnroll = kThreads == 512 ? 1 : kItems;
-  using SlotsX = Slots<X, V, kItems, kBlock>;
-  using SlotsD = Slots<D, V, kItems, kBlock>;
+  constexpr int V = Types::V, kThreads = kShapes[kShape].threads, kItems = kShapes[kShape].items;
+  constexpr int kRows = kBlock<kShape> / kThreads, kStages = kShapes[kShape].stages;
+  using SlotsX = Slots<X, V, kItems, kBlock<kShape>>;
+  using SlotsD = Slots<D, V, kItems, kBlock<kShape>>;
   const int width = kCluster ? kThreads * cluster : kThreads;  // threads of a row
   const int thread = threadIdx.x % kThreads + (kCluster ? Cluster::rank() * kThreads : 0);
   const int n = static_cast<int>(b.n);
@@ -174,15 +173,20 @@ __global__ void __launch_bounds__(kThreads < 128 ? 128 : kThreads, 1)
     __pipeline_commit();
   };
 
+  // Where shared memory allows (`ahead`), kAhead rows are on their way while one is worked on, whose
+  // slots are then filled for the last of them.
+  constexpr int kAhead = kStages - 1;
   int stage = 0;
-  if (stages == 2) fetch(place * kRows + threadIdx.x / kThreads, 0);
+  if (ahead) {
+    for (int q = 0; q < kAhead; ++q) fetch(place * kRows + threadIdx.x / kThreads + q * step, q);
+  }
   for (int64_t base = place * kRows; base < b.rows; base += step) {
     const int64_t m = base + threadIdx.x / kThreads;
     const bool live = m < b.rows;
     const T r = live ? static_cast<const T*>(b.rstd)[m] : T(0);
-    if (stages == 2) {
-      fetch(m + step, stage ^ 1);
-      __pipeline_wait_prior(1);
+    if (ahead) {
+      fetch(m + kAhead * step, stage == 0 ? kAhead : stage - 1);
+      __pipeline_wait_prior(kAhead);
     } else {
       fetch(m, 0);
       __pipeline_wait_prior(0);
@@ -210,7 +214,7 @@ __global__ void __launch_bounds__(kThreads < 128 ? 128 : kThreads, 1)
     dot = row_sum(dot);
     if (live && b.dx) {
       const T coefficient = r * (r * dot / static_cast<T>(b.k));
-#pragma unroll kUnroll
+#pragma unroll 1  // dw and db take half of the 128 registers: what need not be unrolled is not
       for (int i = 0; i < kItems; ++i) {
         const int c = (i * width + thread) * V;
         if (c < n) {
@@ -221,7 +225,7 @@ __global__ void __launch_bounds__(kThreads < 128 ? 128 : kThreads, 1)
         }
       }
     }
-    if (stages == 2) stage ^= 1;
+    if (ahead) stage = stage == kAhead ? 0 : stage + 1;
   }
   __pipeline_wait_prior(0);
   T* partials = static_cast<T*>(b.workspace);
@@ -299,25 +303,22 @@ inline int partials_of(const Backward& b, const Plan& p) {
 
 template <class Types, Access kAccess, bool kBias, int kShape, bool kCluster>
 const char* launch_backward_rows(const Backward& b, const Plan& p, void* stream) {
-  constexpr Shape shape = kShapes[kShape];
-  const Launch launch_as{"backward_rows", int64_t{partials_of(b, p)} * p.cluster,
-                         p.threads * p.rows_per_block, p.shared_bytes, p.cluster};
-  return launch(launch_as, stream, backward_rows<Types, shape.threads, shape.items, kAccess, kBias, kCluster>,
-                b, p.cluster, p.stages);
+  const Launch launch_as{"backward_rows", int64_t{partials_of(b, p)} * p.cluster, kBlock<kShape>,
+                         p.shared_bytes, p.cluster};
+  return launch(launch_as, stream, backward_rows<Types, kShape, kAccess, kBias, kCluster>, b, p.cluster,
+                p.stages > 1);
 }
 
 // The kernel of the plan's shape, found among those from kShape on.
 template <class Types, Access kAccess, bool kBias, int kShape = 0>
 const char* launch_shape(const Backward& b, const Plan& p, void* stream) {
   if constexpr (kShape < kBackwardShapes) {
-    if (p.threads == kShapes[kShape].threads && p.items == kShapes[kShape].items) {
-      if constexpr (kShape >= kClusterShape) {
-        if (p.family == Family::cluster)
-          return launch_backward_rows<Types, kAccess, kBias, kShape, true>(b, p, stream);
-      }
-      return launch_backward_rows<Types, kAccess, kBias, kShape, false>(b, p, stream);
+    if (p.shape != kShape) return launch_shape<Types, kAccess, kBias, kShape + 1>(b, p, stream);
+    if constexpr (kShape >= kClusterShape) {
+      if (p.family == Family::cluster)
+        return launch_backward_rows<Types, kAccess, kBias, kShape, true>(b, p, stream);
     }
-    return launch_shape<Types, kAccess, kBias, kShape + 1>(b, p, stream);
+    return launch_backward_rows<Types, kAccess, kBias, kShape, false>(b, p, stream);
   }
   return "no backward kernel for this launch plan";
 }

@@ -97,13 +97,12 @@ struct Held<V, kItems, kThreads, true> {
 
 // Families `registers` and `cluster`: a row is read once, and all its loads are issued before the
 // first is used; of short rows those of several.
-template <class Types, int kThreads, int kItems, Access kAccess, bool kAdd, bool kCluster>
-__global__ void __launch_bounds__(kThreads < 128 ? 128 : kThreads, 1) forward_rows(Forward f, int cluster) {
+template <class Types, int kShape, Access kAccess, bool kAdd, bool kCluster>
+__global__ void __launch_bounds__(kBlock<kShape>, 1) forward_rows(Forward f, int cluster) {
   using T = typename Types::T;
   using X = typename Types::X;
-  constexpr int V = Types::V;
-  constexpr int kRows = kThreads < 128 ? 128 / kThreads : 1;
-  constexpr int kFlight = kCluster ? 1 : rows_in_flight({kThreads, kItems});
+  constexpr int V = Types::V, kThreads = kShapes[kShape].threads, kItems = kShapes[kShape].items;
+  constexpr int kRows = kBlock<kShape> / kThreads, kFlight = kShapes[kShape].flight;
   constexpr bool kInSlots = kSlots<kThreads, kAccess>;
   constexpr bool kBoth = kAdd && !kInSlots;  // x and residual are read before either is used
   [[maybe_unused]] constexpr int kUnroll = kInSlots ? 1 : kItems;
@@ -166,7 +165,8 @@ __global__ void __launch_bounds__(kThreads < 128 ? 128 : kThreads, 1) forward_ro
   }
 }
 
-// Family `two_pass`: a block per row of any length. A thread reads back only what it wrote itself.
+// Family `two_pass`: a block per row of any length. The barrier of the sum lies between what is
+// written to f.sum and what is read back from it.
 template <class Types, bool kAdd>
 __global__ void __launch_bounds__(kLongThreads) forward_long(Forward f) {
   using T = typename Types::T;
@@ -187,10 +187,7 @@ __global__ void __launch_bounds__(kLongThreads) forward_long(Forward f) {
     const T r = rstd_of(f, row_sum(sum));
     if (f.rstd && threadIdx.x == 0) static_cast<T*>(f.rstd)[m] = r;
     Reader again = row;
-    if constexpr (kAdd) {
-      again = Reader(static_cast<const X*>(f.sum) + m * f.n, n);
-      again.overwritten = true;
-    }
+    if constexpr (kAdd) again = Reader(static_cast<const X*>(f.sum) + m * f.n, n);
     for (int c = threadIdx.x * V; c < n; c += kLongThreads * V) {
       finish<Types, Access::any>(f, m, c, again.load(c), r);
     }
@@ -201,25 +198,21 @@ template <class Types, bool kAdd, Access kAccess, int kShape, bool kCluster>
 const char* launch_forward_rows(const Forward& f, const Plan& p, void* stream) {
   constexpr Shape shape = kShapes[kShape];
   const Launch launch_as{
-      "forward_rows", std::min(ceil_div(f.rows, p.rows_per_block), p.max_grid) * p.cluster,
-      shape.threads < 128 ? 128 : shape.threads,
+      "forward_rows", std::min(ceil_div(f.rows, p.rows_per_block), p.max_grid) * p.cluster, kBlock<kShape>,
       p.shared_bytes + (kSlots<shape.threads, kAccess> ? shape.threads * shape.items * 16 : 0), p.cluster};
-  return launch(launch_as, stream, forward_rows<Types, shape.threads, shape.items, kAccess, kAdd, kCluster>,
-                f, p.cluster);
+  return launch(launch_as, stream, forward_rows<Types, kShape, kAccess, kAdd, kCluster>, f, p.cluster);
 }
 
 // The kernel of the plan's shape, found among those from kShape on.
 template <class Types, bool kAdd, Access kAccess, int kShape = 0>
 const char* launch_shape(const Forward& f, const Plan& p, void* stream) {
   if constexpr (kShape < kForwardShapes) {
-    if (p.threads == kShapes[kShape].threads && p.items == kShapes[kShape].items) {
-      if constexpr (kShape >= kClusterShape) {
-        if (p.family == Family::cluster)
-          return launch_forward_rows<Types, kAdd, kAccess, kShape, true>(f, p, stream);
-      }
-      return launch_forward_rows<Types, kAdd, kAccess, kShape, false>(f, p, stream);
+    if (p.shape != kShape) return launch_shape<Types, kAdd, kAccess, kShape + 1>(f, p, stream);
+    if constexpr (kShape >= kClusterShape) {
+      if (p.family == Family::cluster)
+        return launch_forward_rows<Types, kAdd, kAccess, kShape, true>(f, p, stream);
     }
-    return launch_shape<Types, kAdd, kAccess, kShape + 1>(f, p, stream);
+    return launch_forward_rows<Types, kAdd, kAccess, kShape, false>(f, p, stream);
   }
   return "no forward kernel for this launch plan";
 }

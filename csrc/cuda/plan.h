@@ -19,6 +19,7 @@ enum class Family {
 
 struct Plan {
   Family family;
+  int shape;           // its place in kShapes, or -1
   int vector;          // elements
   int threads;         // per row and block: 8, 16 or 32 share a warp, more share a block
   int items;           // vectors per thread
@@ -36,18 +37,23 @@ constexpr int kMaxCluster = 8;                          // what every sm_90 devi
 constexpr int kScratchSlots = 2 * (32 + kMaxCluster);   // of 8 bytes, see reduce.cuh
 constexpr int kScratchBytes = kScratchSlots * 8;
 
-// Threads and items of the row shapes that kernels are instantiated for, in rising order.
+// The row shapes that kernels are instantiated for, in rising order. Short rows leave room for more
+// of them on their way from memory: 64 bytes a thread in the forward, which holds `flight` rows before
+// it reduces the first, and as many or more in the backward, which works on one of `stages` rows.
 struct Shape {
-  int threads, items;
+  int threads, items, flight, stages;
 };
-constexpr Shape kShapes[] = {{8, 1},  {16, 1},  {32, 1},  {32, 2},  {32, 4},
-                             {64, 4}, {128, 4}, {256, 4}, {512, 4}, {1024, 4}};
+constexpr Shape kShapes[] = {{8, 1, 4, 4},  {16, 1, 4, 4},  {32, 1, 4, 4},  {32, 2, 2, 3},  {32, 4, 1, 2},
+                             {64, 4, 1, 2}, {128, 4, 1, 2}, {256, 4, 1, 2}, {512, 4, 1, 2}, {1024, 4, 1, 1}};
 constexpr int kForwardShapes = 10, kBackwardShapes = 9;  // 1024 x 4 has no registers for dw
 constexpr int kClusterShape = 8;                         // the first that also serves clusters
+constexpr int kResidentThreads = 512;                    // of a multiprocessor, with 128 registers each
 
-// Rows that a thread of the forward reads before it reduces the first: 64 bytes on their way per
-// thread at every shape.
-constexpr int rows_in_flight(Shape s) { return s.items < 4 ? 4 / s.items : 1; }
+constexpr int block_of(Shape s) { return s.threads < 128 ? 128 : s.threads; }
+template <int kShape>
+constexpr int kBlock = block_of(kShapes[kShape]);
+template <int kShape>
+constexpr int kResident = kBlock<kShape> < kResidentThreads ? kResidentThreads / kBlock<kShape> : 1;
 
 // What is fixed per architecture (major * 10 + minor): the multiprocessors of its largest product,
 // which sizes the grid of the backward, and the shared memory that a block may have.
@@ -70,21 +76,22 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // cluster of two to eight blocks of a large one; or two passes. A block of 1024 threads fills a
 // multiprocessor alone, so where there are clusters two blocks of 512 come first.
 constexpr Plan row_plan(int64_t n, Dtype x, const Architecture& a, int count) {
-  Plan p{Family::two_pass, static_cast<int>(16 / size_of(x)), kLongThreads, 1, 1, 1, 1, kScratchBytes,
-         kMaxBlocks};
+  Plan p{Family::two_pass, -1,        static_cast<int>(16 / size_of(x)), kLongThreads, 1, 1, 1, 1,
+         kScratchBytes,    kMaxBlocks};
   const int64_t vectors = ceil_div(n, p.vector);
   const auto holds = [](Shape s) { return int64_t{s.threads} * s.items; };
-  const auto take = [&p](Family family, Shape s, int cluster) {
-    p.family = family, p.threads = s.threads, p.items = s.items, p.cluster = cluster;
-    p.rows_per_block = s.threads >= 128 ? 1 : 128 / s.threads;
+  const auto take = [&p](Family family, int shape, int cluster) {
+    const Shape s = kShapes[shape];
+    p.family = family, p.shape = shape, p.threads = s.threads, p.items = s.items, p.cluster = cluster;
+    p.rows_per_block = block_of(s) / s.threads;
   };
   for (int i = 0; i < count; ++i) {
     if (a.clusters && i > kClusterShape) break;
-    if (vectors <= holds(kShapes[i])) return take(Family::registers, kShapes[i], 1), p;
+    if (vectors <= holds(kShapes[i])) return take(Family::registers, i, 1), p;
   }
   for (int i = kClusterShape; a.clusters && i < count; ++i) {
     for (int cluster = 2; cluster <= kMaxCluster; cluster *= 2) {
-      if (vectors <= cluster * holds(kShapes[i])) return take(Family::cluster, kShapes[i], cluster), p;
+      if (vectors <= cluster * holds(kShapes[i])) return take(Family::cluster, i, cluster), p;
     }
   }
   return p;
@@ -92,28 +99,26 @@ constexpr Plan row_plan(int64_t n, Dtype x, const Architecture& a, int count) {
 
 constexpr Plan forward_plan(int64_t n, Dtype x, int arch) {
   Plan p = row_plan(n, x, architecture(arch), kForwardShapes);
-  if (p.family == Family::registers) p.rows_per_block *= rows_in_flight({p.threads, p.items});
+  p.rows_per_block *= p.shape < 0 ? 1 : kShapes[p.shape].flight;
   p.max_grid /= p.cluster;
   return p;
 }
 
-// dy may be wider than x. Two rows in flight where shared memory allows, else one.
+// dy may be wider than x. As many rows in flight as the shape wants where shared memory allows, else
+// one; and as many blocks as are resident together, so that they end together. Two passes: fixed.
 constexpr Plan backward_plan(int64_t n, Dtype x, Dtype dy, int arch) {
   const Architecture a = architecture(arch);
-  const int64_t bytes = 16 + 16 * size_of(dy) / size_of(x);  // of a vector of x and one of dy
-  const auto stage = [bytes](const Plan& p) {
-    return static_cast<int>(bytes * p.threads * p.rows_per_block * p.items);
-  };
   Plan p = row_plan(n, x, a, kBackwardShapes);
   if (p.family != Family::two_pass) {
-    p.stages = kScratchBytes + 2 * stage(p) <= a.shared_bytes ? 2 : 1;
-    p.shared_bytes = kScratchBytes + p.stages * stage(p);
+    const int block = block_of(kShapes[p.shape]);
+    const int stage = static_cast<int>((16 + 16 * size_of(dy) / size_of(x)) * block * p.items);
+    p.stages = kShapes[p.shape].stages;
+    if (kScratchBytes + p.stages * stage > a.shared_bytes) p.stages = 1;
+    p.shared_bytes = kScratchBytes + p.stages * stage;
+    p.max_grid = a.multiprocessors * (kResidentThreads / block) / p.cluster;
     if (p.shared_bytes > a.shared_bytes) p = row_plan(n, x, a, 0);
   }
-  // Enough blocks to fill every multiprocessor with 1024 threads; two passes: fixed.
-  const int block = p.threads * p.rows_per_block;
-  const int per_multiprocessor = block >= 1024 ? 1 : 1024 / block;
-  p.max_grid = p.family == Family::two_pass ? 64 : a.multiprocessors * per_multiprocessor / p.cluster;
+  if (p.family == Family::two_pass) p.max_grid = 64;
   return p;
 }
 
