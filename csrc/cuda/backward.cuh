@@ -58,7 +58,7 @@ struct Slots {
   }
 };
 
-__device__ __forceinline__ bool overwrites(const Backward& b) {
+__host__ __device__ __forceinline__ bool overwrites(const Backward& b) {
   return b.dx && (b.dx == b.x.data || b.dx == b.dy.data || b.dx == b.dsum.data);
 }
 
@@ -74,7 +74,7 @@ __device__ __forceinline__ void finish(const Backward& b, int64_t m, int c,
                                        const typename Types::T (&scale)[Types::V],
                                        const Vec<typename Types::X, Types::V>& x,
                                        const Vec<typename Types::D, Types::V>& dy, typename Types::T r,
-                                       typename Types::T coefficient) {
+                                       typename Types::T coefficient, bool alone) {
   using X = typename Types::X;
   using T = typename Types::T;
   constexpr int V = Types::V;
@@ -86,7 +86,7 @@ __device__ __forceinline__ void finish(const Backward& b, int64_t m, int c,
   }
   if (b.dsum.data) {
     RowReader<X, V, kAccess> row(b.dsum, m, b.n);
-    row.overwritten = overwrites(b);
+    row.alone = alone;
     const auto extra = row.load(c);
 #pragma unroll
     for (int j = 0; j < V; ++j) out[j] += widen(extra.v[j]);
@@ -132,7 +132,7 @@ __device__ __forceinline__ void write_partial(const T (&sums)[kItems][V], T* par
 // db of unaligned rows is left the registers it needs: spilling costs more than a second wave of blocks.
 template <class Types, int kShape, Access kAccess, bool kBias, bool kCluster>
 __global__ void __launch_bounds__(kBlock<kShape>, kBias&& kAccess == Access::any ? 1 : kResident<kShape>)
-    backward_rows(Backward b, int cluster, bool ahead) {
+    backward_rows(Backward b, int cluster, bool ahead, bool alone) {
   using T = typename Types::T;
   using X = typename Types::X;
   using D = typename Types::D;
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kBlock<kShape>, kBias&& kAccess == Access::any
     if (m < b.rows) {
       RowReader<X, V, kAccess> x(b.x, m, n);
       RowReader<D, V, kAccess> dy(b.dy, m, n);
-      x.overwritten = dy.overwritten = overwrites(b);
+      x.alone = dy.alone = alone;
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
         const int c = (i * width + thread) * V;
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(kBlock<kShape>, kBias&& kAccess == Access::any
           T scale[V];
           load_scale<typename Types::W, kAccess>(b.weight, b.weight_offset, n, c, scale);
           finish<Types, kAccess>(b, m, c, scale, slots_x(stage).get(i), slots_dy(stage).get(i), r,
-                                 coefficient);
+                                 coefficient, alone);
         }
       }
     }
@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(kLongThreads, 1) backward_long(Backward b) {
   for (int64_t m = blockIdx.x; m < b.rows; m += gridDim.x) {
     RowReader<X, V, Access::any> x(b.x, m, n);
     RowReader<D, V, Access::any> dy(b.dy, m, n);
-    x.overwritten = dy.overwritten = overwrites(b);
+    x.alone = dy.alone = overwrites(b);
     const T r = static_cast<const T*>(b.rstd)[m];
     T dot = 0;
     for (int c = threadIdx.x * V; c < n; c += kLongThreads * V) {
@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(kLongThreads, 1) backward_long(Backward b) {
     for (int c = threadIdx.x * V; c < n; c += kLongThreads * V) {
       T scale[V];
       load_scale<typename Types::W, Access::any>(b.weight, b.weight_offset, n, c, scale);
-      finish<Types, Access::any>(b, m, c, scale, x.load(c), dy.load(c), r, coefficient);
+      finish<Types, Access::any>(b, m, c, scale, x.load(c), dy.load(c), r, coefficient, x.alone);
     }
   }
 }
@@ -306,7 +306,7 @@ const char* launch_backward_rows(const Backward& b, const Plan& p, void* stream)
   const Launch launch_as{"backward_rows", int64_t{partials_of(b, p)} * p.cluster, kBlock<kShape>,
                          p.shared_bytes, p.cluster};
   return launch(launch_as, stream, backward_rows<Types, kShape, kAccess, kBias, kCluster>, b, p.cluster,
-                p.stages > 1);
+                p.stages > 1, overwrites(b));
 }
 
 // The kernel of the plan's shape, found among those from kShape on.

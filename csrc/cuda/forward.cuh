@@ -67,7 +67,7 @@ __device__ __forceinline__ void finish(const Forward& f, int64_t m, int c,
     out[j] *= h;
   }
   if (f.bias) {
-    const auto b = RowReader<W, V, kAccess>(f.bias, f.n).load(c);
+    const auto b = load_affine<W, kAccess, V>(f.bias, f.n, c);
 #pragma unroll
     for (int j = 0; j < V; ++j) out[j] += static_cast<T>(widen(b.v[j]));
   }
@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kBlock<kShape>, 1) forward_rows(Forward f, int
       const int64_t m = first + q * kRows;
       if (m >= f.rows) continue;
       RowReader<X, V, kAccess> row(f.x, m, n), residual_row(kAdd ? f.residual : f.x, m, n);
-      row.overwritten = residual_row.overwritten = overwrites<kAdd>(f);
+      row.alone = residual_row.alone = overwrites<kAdd>(f);
 #pragma unroll kUnroll
       for (int i = 0; i < kItems; ++i) {
         const int c = (i * width + thread) * V;
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kBlock<kShape>, 1) forward_rows(Forward f, int
       T sum = 0;
       if (m < f.rows) {
         RowReader<X, V, kAccess> residual_row(kAdd ? f.residual : f.x, m, n);
-        residual_row.overwritten = overwrites<kAdd>(f);
+        residual_row.alone = overwrites<kAdd>(f);
 #pragma unroll kUnroll
         for (int i = 0; i < kItems; ++i) {
           const int c = (i * width + thread) * V;
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kLongThreads) forward_long(Forward f) {
   RowSum<T, kLongThreads, false> row_sum(1);
   for (int64_t m = blockIdx.x; m < f.rows; m += gridDim.x) {
     Reader row(f.x, m, n), residual_row(kAdd ? f.residual : f.x, m, n);
-    row.overwritten = residual_row.overwritten = overwrites<kAdd>(f);
+    row.alone = residual_row.alone = overwrites<kAdd>(f);
     T sum = 0;
     for (int c = threadIdx.x * V; c < (kAdd ? n : f.k); c += kLongThreads * V) {
       Vec<X, V> x = row.load(c);

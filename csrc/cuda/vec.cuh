@@ -72,12 +72,12 @@ enum class Access {
 // unaligned: reading the aligned pieces round a vector (the second of which is the neighbour's first,
 // so in L1) and shifting takes two wide reads where elements would take eight. At the row's edges,
 // where a piece would leave it, elements are read; and everywhere in a row that is being
-// overwritten, whose other elements belong to other threads.
+// alone, whose other elements belong to other threads.
 template <class T, int V, Access kAccess>
 struct RowReader {
   const T* row;
   int n;
-  bool overwritten = false;
+  bool alone = false;
 
   __device__ RowReader(const Rows& rows, int64_t m, int64_t n_)
       : row(static_cast<const T*>(rows.data) + m / rows.inner * rows.outer_stride +
@@ -101,7 +101,7 @@ struct RowReader {
     if constexpr (kAccess == Access::any) {
       const unsigned over = reinterpret_cast<uintptr_t>(row + c) % 16;
       const char* const begin = reinterpret_cast<const char*>(row + c) - over;
-      if (!overwritten && begin >= reinterpret_cast<const char*>(row) &&
+      if (!alone && begin >= reinterpret_cast<const char*>(row) &&
           begin + (out.kPieces + 1) * 16 <= reinterpret_cast<const char*>(row + n)) {
         uint4 low = reinterpret_cast<const uint4*>(begin)[0];
 #pragma unroll
