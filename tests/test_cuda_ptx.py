@@ -113,10 +113,10 @@ def test_wide_memory_access(
         if "backward_columns" in name or "finalize" in name:
             continue  # read down columns, an element at a time, neighbours side by side
         seen += 1
-        wide = re.findall(r"(?:ld|st)\.global(?:\.nc)?(?:\.v4\.[bfu]32|\.v2\.[bfu]64)", body)
+        wide = re.findall(r"ld\.global(?:\.nc)?(?:\.v4\.[bfu]32|\.v2\.[bfu]64)", body)
         wide += re.findall(r"cp\.async\.c[ag]\.shared\.global \[\S+\], \[\S+\], 16", body)
         assert wide, name
-        assert re.search(r"st\.global\.v4\.[bfu]32|st\.global\.v2\.[bfu]64", body), name
+        assert re.search(r"st\.global\.wb\.v4\.[bfu]32", body), name
         if "AccessE0" in name:
             narrow = re.findall(r"ld\.global(?:\.nc)?\.[bfu](?:8|16)\b", body)
             assert not narrow, (name, narrow)

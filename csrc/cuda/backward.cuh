@@ -99,17 +99,17 @@ __device__ __forceinline__ void finish(const Backward& b, int64_t m, int c,
 
 // Adds up what the rows side by side in a block have summed, in their order, and writes the block's
 // partial. `buffer` holds one T per column and row.
-template <int kThreads, int kItems, int V, class T>
+template <Access kAccess, int kThreads, int kItems, int V, class T>
 __device__ __forceinline__ void write_partial(const T (&sums)[kItems][V], T* partial, T* buffer, int n,
                                               int width, int thread) {
   if constexpr (kThreads >= 128) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
+      const int c = (i * width + thread) * V;
+      Vec<T, V> out;
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const int c = (i * width + thread) * V + j;
-        if (c < n) partial[c] = sums[i][j];
-      }
+      for (int j = 0; j < V; ++j) out.v[j] = sums[i][j];
+      if (c < n) store<kAccess>(partial, c, n, out);
     }
   } else {
     constexpr int kColumns = kThreads * kItems * V, kRows = 128 / kThreads;
@@ -231,11 +231,11 @@ __global__ void __launch_bounds__(kBlock<kShape>, kBias&& kAccess == Access::any
   T* partials = static_cast<T*>(b.workspace);
   T* const buffer = reinterpret_cast<T*>(memory);
   if (b.dw) {
-    write_partial<kThreads>(dw, partials + place * b.n, buffer, n, width, thread);
+    write_partial<kAccess, kThreads>(dw, partials + place * b.n, buffer, n, width, thread);
     partials += (kCluster ? gridDim.x / cluster : gridDim.x) * b.n;
   }
   if constexpr (kBias) {
-    if (b.db) write_partial<kThreads>(db, partials + place * b.n, buffer, n, width, thread);
+    if (b.db) write_partial<kAccess, kThreads>(db, partials + place * b.n, buffer, n, width, thread);
   }
 }
 

@@ -119,11 +119,12 @@ struct RowReader {
   }
 };
 
+// By intrinsic: nvcc merges plain stores of 16, 8 and 4 bytes in neighbouring branches into the smallest.
 template <class Piece, class T, int V>
 __device__ __forceinline__ void store_pieces(T* to, Vec<T, V>& from) {
 #pragma unroll
   for (int i = 0; i < static_cast<int>(sizeof(T) * V / sizeof(Piece)); ++i) {
-    reinterpret_cast<Piece*>(to)[i] = reinterpret_cast<Piece*>(from.v)[i];
+    __stwb(reinterpret_cast<Piece*>(to) + i, reinterpret_cast<Piece*>(from.v)[i]);
   }
 }
 

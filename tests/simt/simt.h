@@ -93,6 +93,11 @@ inline void __pipeline_memcpy_async(void* to, const void* from, size_t bytes) {
 inline void __pipeline_commit() { simt::commit(); }
 inline void __pipeline_wait_prior(size_t groups) { simt::wait_prior(groups); }
 
+template <class T>
+void __stwb(T* to, T value) {
+  *to = value;
+}
+
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned bits) {
   return static_cast<unsigned>((uint64_t{high} << 32 | low) >> (bits & 31));
 }
