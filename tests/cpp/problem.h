@@ -36,6 +36,7 @@ struct Shape {
   bool weight = true, bias = false, residual = false, want_rstd = true;
   double offset = 0, eps = 1e-6;
   int64_t inner = 1, gap = 0;             // heads per token, elements between tokens
+  int64_t head_gap = 0;                   // elements between heads
   int64_t x_shift = 0, out_shift = 0;     // elements past a cache line
   bool dx = true, dw = true, db = false;  // of the backward; residual: with dsum
 
@@ -43,24 +44,23 @@ struct Shape {
     return std::string(name(types.x)) + "/" + name(types.w) + "/" + name(types.y) +
            (types.llama ? " llama" : "") + " rows " + std::to_string(rows) + " n " + std::to_string(n) +
            " k " + std::to_string(k) + " inner " + std::to_string(inner) + " gap " + std::to_string(gap) +
-           (weight ? "" : " no weight") + (bias ? " bias" : "") + (residual ? " residual" : "") + " offset " +
-           std::to_string(offset) + " shifts " + std::to_string(x_shift) + " " + std::to_string(out_shift) +
-           (dx ? " dx" : "") + (dw ? " dw" : "") + (db ? " db" : "");
+           " head gap " + std::to_string(head_gap) + (weight ? "" : " no weight") + (bias ? " bias" : "") +
+           (residual ? " residual" : "") + " offset " + std::to_string(offset) + " shifts " +
+           std::to_string(x_shift) + " " + std::to_string(out_shift) + (dx ? " dx" : "") + (dw ? " dw" : "") +
+           (db ? " db" : "");
   }
 };
 
 inline Dtype compute_type(Dtype x) { return x == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
 
-// Rows as a slice of wider tokens when gap > 0.
+// Rows as slices of wider heads and tokens.
+inline int64_t token_of(const Shape& s) { return s.inner * (s.n + s.head_gap) + s.gap; }
 inline Rows rows_of(const Array& a, const Shape& s) {
-  return {a.data(), s.inner, s.inner * s.n + s.gap, s.inner > 1 ? s.n : 0};
+  return {a.data(), s.inner, token_of(s), s.inner > 1 ? s.n + s.head_gap : 0};
 }
-inline int64_t extent(const Shape& s) {
-  const int64_t tokens = (s.rows + s.inner - 1) / s.inner;
-  return tokens * (s.inner * s.n + s.gap);
-}
+inline int64_t extent(const Shape& s) { return (s.rows + s.inner - 1) / s.inner * token_of(s); }
 inline int64_t place(const Shape& s, int64_t row, int64_t column) {
-  return row / s.inner * (s.inner * s.n + s.gap) + row % s.inner * s.n + column;
+  return row / s.inner * token_of(s) + row % s.inner * (s.n + s.head_gap) + column;
 }
 
 struct ForwardProblem {

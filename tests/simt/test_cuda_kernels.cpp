@@ -70,6 +70,7 @@ Shape random_shape(const Types& types, int64_t n, Random& random) {
   const int64_t v = 16 / size_of(types.x);
   s.inner = random.chance(25) ? 1 + random.below(4) : 1;
   s.gap = random.chance(25) ? random.chance(50) ? v * random.below(9) : random.below(70) : 0;
+  s.head_gap = random.chance(20) ? random.below(10) : 0;
   if (random.chance(50)) {
     s.x_shift = random.chance(30) ? v * random.below(4) : random.below(4 * v);
     s.out_shift = random.chance(30) ? v * random.below(4) : random.below(4 * v);
@@ -134,7 +135,7 @@ void bits(Checker& check, Dtype x, int percent) {
         Shape s = random_shape(types, n, random);
         s.rows = n > 5000 ? 2 : 7, s.want_rstd = s.dx = true;
         Shape one = s;
-        one.rows = one.inner = 1, one.gap = 0;
+        one.rows = one.inner = 1, one.gap = one.head_gap = 0;
         one.x_shift = random.below(32), one.out_shift = random.below(32);
         const int64_t m = random.below(s.rows);
 
@@ -162,7 +163,7 @@ void bits(Checker& check, Dtype x, int percent) {
 
         // dw and db: another layout in memory, another schedule.
         Shape moved = s;
-        moved.inner = 1, moved.gap = random.below(9), moved.x_shift = random.below(32);
+        moved.inner = 1, moved.head_gap = 0, moved.gap = random.below(9), moved.x_shift = random.below(32);
         BackwardProblem again(moved, random, cuda::backward_workspace);
         for (int64_t i = 0; i < s.rows; ++i) {
           for (int64_t j = 0; j < n; ++j) {
