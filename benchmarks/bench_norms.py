@@ -22,7 +22,15 @@ from tqdm import tqdm
 from . import report
 from .harness import RESULTS, Results, environment, hardware_slug, keep_freed_memory
 from .language import LANGUAGE_MODELS, train_side_by_side
-from .norms_speed import FULL_SHAPES, QUICK_COMPILED, QUICK_SHAPES, cases, time_case, time_latency
+from .norms_speed import (
+    FULL_SHAPES,
+    GPU_SHAPES,
+    QUICK_COMPILED,
+    QUICK_SHAPES,
+    cases,
+    time_case,
+    time_latency,
+)
 
 LEARNED = ("layer_norm", "rms_norm", "prms_norm")
 QUICK_STEPS = {"gru": 150, "transformer": 250}
@@ -34,6 +42,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--full", action="store_true", help="more shapes, one and all threads, longer training")
+    add("--gpu", action="store_true", help="the grid for GPUs instead of the one for CPUs")
     add("--only", nargs="+", choices=("speed", "latency", "learning"), metavar="PART")
     add("--shapes", nargs="+", metavar="ROWSxN", help="instead of the grid, e.g. 80x1000")
     add("--dtypes", nargs="+", default=["float32", "bfloat16"])
@@ -49,9 +58,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The run, spelt out; recorded in the results."""
     every = torch.get_num_threads()
-    grid = FULL_SHAPES if args.full else QUICK_SHAPES
+    long = args.full or args.gpu
+    grid = GPU_SHAPES if args.gpu else FULL_SHAPES if args.full else QUICK_SHAPES
     shapes = [tuple(int(v) for v in s.split("x")) for s in args.shapes or ()] or list(grid)
-    compiled = [] if args.no_compile else shapes if args.full else list(QUICK_COMPILED)
+    compiled = [] if args.no_compile else shapes if long else list(QUICK_COMPILED)
     return {
         "full": args.full,
         "parts": args.only or ["speed", "latency", "learning"],
@@ -60,7 +70,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
         "compiled": [list(s) for s in compiled],
         "dtypes": args.dtypes,
         "threads": args.threads or (sorted({1, every}) if args.full else [every]),
-        "directions": ["forward", "forward+backward", *(["backward"] if args.full else [])],
+        "directions": ["forward", "forward+backward", *(["backward"] if long else [])],
         "seconds": args.seconds or (3.0 if args.full else 1.2),
         "steps": {
             k: args.steps or v for k, v in (FULL_STEPS if args.full else QUICK_STEPS).items()

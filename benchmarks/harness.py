@@ -34,6 +34,7 @@ __all__ = [
     "Results",
     "Timing",
     "environment",
+    "graphed",
     "hardware_slug",
     "keep_freed_memory",
     "load",
@@ -100,6 +101,30 @@ def time_cuda(call: Call, inputs: Iterator[Any], calls: int) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) * 1e-3
+
+
+def graphed(contenders: Sequence[Contender]) -> tuple[list[Contender], dict[str, str]]:
+    """The calls as CUDA graphs, one per input; and by name why some cannot be captured."""
+    made, failed = [], {}
+    for c in contenders:
+        graphs = []
+        try:
+            for data in c.inputs:
+                side = torch.cuda.Stream()
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):
+                    for _ in range(3):
+                        c.call(data)
+                torch.cuda.current_stream().wait_stream(side)
+                graphs.append(torch.cuda.CUDAGraph())
+                with torch.cuda.graph(graphs[-1]):
+                    c.call(data)
+        except Exception as error:  # whatever capture raises: it is shown, not hidden
+            failed[c.name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            made.append(c)
+        else:
+            made.append(Contender(c.name, lambda graph: graph.replay(), graphs))
+    return made, failed
 
 
 def noise_of(first: np.ndarray, second: np.ndarray) -> float:

@@ -17,15 +17,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .copies import nt_clone
-from .harness import Contender, Timing, measure, time_cuda, time_host
+from .harness import Contender, Timing, graphed, measure, time_cuda, time_host
+from .peers import present
 
-__all__ = ["FULL_SHAPES", "QUICK_SHAPES", "Case", "cases", "minimal_bytes", "time_case"]
+__all__ = [
+    "FULL_SHAPES",
+    "GPU_SHAPES",
+    "QUICK_SHAPES",
+    "Case",
+    "cases",
+    "minimal_bytes",
+    "time_case",
+]
 
 Direction = Literal["forward", "backward", "forward+backward"]
 Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 EPS = 1e-6
 P = 0.0625
+# Bytes that a GPU moves in some 50 us: below, a launch costs as much, so calls are replayed from
+# CUDA graphs, and the host's latency is shown apart.
+GRAPHED_BELOW = 100 << 20
 
 # rows, N. One row of an RNN step, in L1, in L2, the paper's GRU, memory, memory with odd N.
 QUICK_SHAPES = ((1, 128), (32, 512), (80, 1000), (512, 1024), (4096, 4096), (4096, 4097))
@@ -34,6 +46,12 @@ FULL_SHAPES = (
     *((1, 1024), (1, 4096), (8, 4096), (64, 1024), (64, 1023), (80, 3000), (128, 2048)),
     *((8192, 128), (131072, 64), (65536, 128), (16384, 512), (16384, 1000), (16384, 1024)),
     *((8192, 2048), (2048, 8192), (1024, 16384), (128, 131072)),
+)
+# Memory-bound rows of every launch plan, QK-norm, an odd N, and two that only latency decides.
+GPU_SHAPES = (
+    *((32768, n) for n in (256, 512, 1024, 2048, 4096, 8192, 16384)),
+    *((16384, 32768), (8192, 65536), (4096, 131072), (2048, 262144)),
+    *((1 << 20, 64), (27030 * 24, 128), (32768, 4097), (1, 4096), (99, 4096)),
 )
 # Compilation takes about 10 s per shape and direction: the quick run compiles these only.
 QUICK_COMPILED = ((32, 512), (4096, 4096))
@@ -123,6 +141,26 @@ def _errors(
     return errors
 
 
+def _add_peers(
+    found: dict[str, Norm], direction: Direction, data: Sequence[Tensor]
+) -> dict[str, str]:
+    """Adds the other projects' kernels that work on this case; the others' errors by name."""
+    failed = {}
+    for name, (peer, norm) in present().items():
+        if direction != "forward" and not peer.backward:
+            continue
+        x, w, _, dy = data
+        try:
+            y = norm(x, w)
+            if peer.backward:
+                torch.autograd.grad(y, (x, w), dy)
+        except Exception as error:  # whatever a peer raises: it is shown, not hidden
+            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+        else:
+            found[name] = lambda x, w, b, norm=norm: norm(x, w)  # type: ignore[misc]
+    return failed
+
+
 def _contender(name: str, norm: Norm, direction: Direction, data: Sequence[Any]) -> Contender:
     """``data``: per input x, w, b, dy. LayerNorm's bias is differentiated, the others have none."""
 
@@ -171,7 +209,8 @@ def _time_case(case: Case, device: torch.device, seconds: float) -> dict[str, An
     weight, bias = ((1 + 0.1 * randn(n)).to(case.dtype).requires_grad_(), randn(n).requires_grad_())
     data = [(randn(rows, n).requires_grad_(), weight, bias, randn(rows, n)) for _ in range(sets)]
     found = norms(n, case.compiled)
-    errors = _errors(found, *data[0])
+    failed = _add_peers(found, case.direction, data[0]) if device.type == "cuda" else {}
+    errors = _errors({k: f for k, f in found.items() if k != "flashinfer"}, *data[0])
     contenders = [_contender(name, f, case.direction, data) for name, f in found.items()]
     plain = [d[0].detach() for d in data]
     contenders.append(Contender("clone", torch.clone, plain))
@@ -179,6 +218,10 @@ def _time_case(case: Case, device: torch.device, seconds: float) -> dict[str, An
     if device.type == "cpu" and stream and tensor_bytes >= 1 << 20:
         contenders.append(Contender("nt_copy", stream, plain))
     timer = time_cuda if device.type == "cuda" else time_host
+    bytes_ = minimal_bytes(rows, n, size, case.direction)
+    not_graphed: dict[str, str] = {}
+    if device.type == "cuda" and bytes_ < GRAPHED_BELOW:
+        contenders, not_graphed = graphed(contenders)
     times = measure(contenders, seconds=seconds, timer=timer)
     return {
         "rows": rows,
@@ -186,9 +229,11 @@ def _time_case(case: Case, device: torch.device, seconds: float) -> dict[str, An
         "dtype": str(case.dtype).removeprefix("torch."),
         "direction": case.direction,
         "threads": case.threads,
-        "bytes": minimal_bytes(rows, n, size, case.direction),
+        "bytes": bytes_,
         "copy_bytes": 2 * tensor_bytes,
         "errors": errors,
+        "failed": failed,
+        "not_graphed": not_graphed,
         "times": times,
     }
 

@@ -26,6 +26,7 @@ LABELS = {
     "torch_rms_norm": "F.rms_norm",
     "compiled_rms_norm": "compiled F.rms_norm",
 }
+OTHERS = ("liger", "quack", "flash_attn", "flashinfer")
 PEERS = ("torch_layer_norm", "torch_rms_norm", "compiled_rms_norm")
 
 
@@ -47,6 +48,15 @@ def ratio(times: dict[str, Timing], peer: str, ours: str = "rms_norm") -> str:
     return "=" if value is None else f"{value:.2f}×"
 
 
+def best_other(times: dict[str, Timing]) -> str:
+    """The ratio to the fastest of the other projects' kernels, and which; "" where none was run."""
+    names = [name for name in OTHERS if name in times]
+    if not names:
+        return ""
+    best = min(names, key=lambda name: times[name].median)
+    return f"{ratio(times, best)} {best}"
+
+
 def copy_share(entry: dict[str, Any], times: dict[str, Timing], copy: str) -> str:
     """Bytes per second of ours over those of a copy."""
     if copy not in times:
@@ -59,8 +69,8 @@ def speed_table(data: dict[str, Any]) -> list[str]:
     """A line per case: time, bytes per second, shares of copies, ratios to the peers."""
     lines = [
         "| rows × N | dtype | direction | threads | µs (p20 … p80) | GB/s | of clone "
-        "| of NT copy | F.layer_norm | F.rms_norm | compiled | pRMSNorm |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| of NT copy | F.layer_norm | F.rms_norm | compiled | best other | pRMSNorm |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for e in entries_of(data, "speed"):
         times = times_of(e)
@@ -76,6 +86,7 @@ def speed_table(data: dict[str, Any]) -> list[str]:
             copy_share(e, times, "clone"),
             copy_share(e, times, "nt_copy"),
             *(ratio(times, peer) for peer in PEERS),
+            best_other(times),
             ratio(times, "rms_norm", "prms_norm"),
         ]
         lines.append("| " + " | ".join(cells) + " |")

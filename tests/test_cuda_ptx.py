@@ -59,7 +59,7 @@ def made(source: Path, virtual: str, key: str) -> tuple[str, dict[str, str]]:
 @pytest.fixture(scope="module")
 def compiled() -> dict[tuple[str, str], tuple[str, dict[str, str]]]:
     digest = hashlib.sha256(run("nvcc", "--version").encode())
-    for file in sorted((ROOT / "csrc" / "cuda").iterdir()) + [ROOT / "csrc" / "norm.h"]:
+    for file in [*sorted((ROOT / "csrc" / "cuda").iterdir()), ROOT / "csrc" / "norm.h"]:
         digest.update(file.read_bytes())
     jobs = [(s, v) for s in SOURCES for v in ("compute_80", "compute_90")]
     jobs.sort(key=lambda job: "backward" not in job[0].name)  # the long ones first

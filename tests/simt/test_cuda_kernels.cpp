@@ -183,11 +183,12 @@ void bits(Checker& check, Dtype x, int percent) {
   }
 }
 
-void special(Checker& check, Dtype x) {
+void special(Checker& check, Dtype x, int percent) {
   Random random(3);
   for (const Types& types : all_types()) {
     if (types.x != x) continue;
     for (int64_t n : {int64_t{40}, int64_t{64}, int64_t{777}, int64_t{2048}, int64_t{20001}}) {
+      if (!random.chance(percent)) continue;
       Shape s;
       s.types = types, s.n = s.k = n, s.rows = 5;
       const auto where = [&](const char* what) {
@@ -268,7 +269,7 @@ int main(int count, char** words) {
     if (dtype != name(d)) continue;
     if (section == "values") values(check, d, percent);
     if (section == "bits") bits(check, d, percent);
-    if (section == "special") special(check, d);
+    if (section == "special") special(check, d, percent);
     if (section == "errors") errors(check);
   }
   std::printf("%s %s: %lld failures\n", words[1], words[2], static_cast<long long>(check.failures()));
