@@ -5,6 +5,8 @@
 // (m / lanes * 2 + 10) u times the sum of magnitudes. Half of that reaches 1/sqrt of a sum of
 // squares. Each product adds u, and storing half the spacing of the output's dtype.
 #pragma once
+#include <cstdio>
+#include <cstring>
 #include <functional>
 #include <string>
 #include <vector>
@@ -61,6 +63,19 @@ inline Rows rows_of(const Array& a, const Shape& s) {
 inline int64_t extent(const Shape& s) { return (s.rows + s.inner - 1) / s.inner * token_of(s); }
 inline int64_t place(const Shape& s, int64_t row, int64_t column) {
   return row / s.inner * token_of(s) + row % s.inner * (s.n + s.head_gap) + column;
+}
+
+inline bool same_row(const Array& a, int64_t i, const Array& b, int64_t j, int64_t n) {
+  const int64_t bytes = n * size_of(a.dtype());
+  return std::memcmp(a.data() + i * bytes, b.data() + j * bytes, bytes) == 0;
+}
+
+// One row of a problem as a problem of its own, elsewhere in memory.
+inline void copy_row(Array& to, const Shape& one, const Array& from, const Shape& many, int64_t m) {
+  for (int64_t j = 0; j < one.n; ++j) to.set(place(one, 0, j), from[place(many, m, j)]);
+}
+inline void copy(Array& to, const Array& from) {
+  for (int64_t j = 0; j < to.count(); ++j) to.set(j, from[j]);
 }
 
 struct ForwardProblem {

@@ -111,19 +111,6 @@ void values(Checker& check, Dtype x, int percent) {
   }
 }
 
-bool same_row(const Array& a, int64_t i, const Array& b, int64_t j, int64_t n) {
-  const int64_t bytes = n * size_of(a.dtype());
-  return std::memcmp(a.data() + i * bytes, b.data() + j * bytes, bytes) == 0;
-}
-
-// One row of a problem as a problem of its own, elsewhere in memory.
-void copy_row(Array& to, const Shape& one, const Array& from, const Shape& many, int64_t m) {
-  for (int64_t j = 0; j < one.n; ++j) to.set(place(one, 0, j), from[place(many, m, j)]);
-}
-void copy(Array& to, const Array& from) {
-  for (int64_t j = 0; j < to.count(); ++j) to.set(j, from[j]);
-}
-
 void bits(Checker& check, Dtype x, int percent) {
   Random random(2);
   for (int arch : {80, 90}) {

@@ -1,0 +1,181 @@
+#include <cstdio>
+#include <thread>
+
+#include "../../../csrc/cpu/kernels.h"
+#include "../problem.h"
+
+using namespace fused_rmsnorm;
+using namespace fused_rmsnorm::test;
+
+namespace {
+
+std::vector<const cpu::Kernels*> kernels_here() {
+  std::vector<const cpu::Kernels*> all = {&cpu::baseline_kernels};
+#if defined(__x86_64__)
+  for (const cpu::Kernels* k : {&cpu::avx2_kernels, &cpu::avx512_kernels}) {
+    if (cpu::supported(*k)) all.push_back(k);
+  }
+#endif
+  return all;
+}
+
+Shape random_shape(const Types& types, int64_t n, Random& random) {
+  Shape s;
+  s.types = types, s.n = n;
+  s.rows = random.chance(20) ? 1 + random.below(40) : 1 + random.below(5);
+  if (n > 500) s.rows = 1 + random.below(4);
+  s.k = random.chance(60) ? n : 1 + random.below(n);
+  s.weight = !random.chance(15), s.bias = random.chance(25), s.residual = random.chance(35);
+  s.offset = random.chance(25) ? 1 : 0, s.want_rstd = !random.chance(20);
+  s.head_gap = random.chance(20) ? random.below(10) : 0;
+  s.inner = random.chance(25) ? 1 + random.below(4) : 1, s.gap = random.chance(25) ? random.below(70) : 0;
+  s.x_shift = random.chance(50) ? random.below(33) : 0,
+  s.out_shift = random.chance(50) ? random.below(33) : 0;
+  s.dx = !random.chance(15), s.dw = !random.chance(20), s.db = random.chance(30);
+  return s;
+}
+
+void run_backward(const cpu::Kernels& kernels, const Backward& b, bool stream) {
+  const cpu::Chunks chunks = cpu::plan(b);
+  kernels.backward(b, chunks, 0, chunks.count, stream);
+  kernels.merge(b, chunks, 0, b.n);
+}
+
+void values(Checker& check) {
+  Random random(1);
+  std::vector<int64_t> lengths;
+  for (int64_t n = 1; n <= 70; ++n) lengths.push_back(n);
+  for (int64_t n : {95, 96, 97, 127, 128, 129, 191, 192, 193, 255, 256, 257, 511, 513, 1000, 4097})
+    lengths.push_back(n);
+  for (const cpu::Kernels* kernels : kernels_here()) {
+    for (const Types& types : all_types()) {
+      for (int64_t n : lengths) {
+        for (int repeat = 0; repeat < 2; ++repeat) {
+          const Shape s = random_shape(types, n, random);
+          const bool stream = n * size_of(types.y) >= 512;
+          ForwardProblem f(s, random);
+          kernels->forward(f.args(), 0, s.rows, stream);
+          check_forward(f, check, kernels->name);
+          BackwardProblem b(s, random);
+          run_backward(*kernels, b.args(), stream);
+          check_backward(b, check, kernels->name);
+        }
+      }
+    }
+  }
+}
+
+// Work split over threads, each taking parts in turn; ThreadSanitizer watches.
+template <class Part>
+void on_threads(int64_t count, const Part& part) {
+  constexpr int kThreads = 3;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([=] {
+      for (int64_t i = t; i < count; i += kThreads) part(i, i + 1);
+    });
+  }
+  for (std::thread& t : threads) t.join();
+}
+
+// The same bytes for a row alone and in a batch, at any alignment, streamed or not, and for any split
+// of rows, chunks and columns over threads.
+void bits(Checker& check) {
+  Random random(2);
+  for (const cpu::Kernels* kernels : kernels_here()) {
+    for (const Types& types : all_types()) {
+      for (int64_t n : {1, 7, 16, 33, 64, 129, 1000, 4097}) {
+        Shape s = random_shape(types, n, random), one;
+        s.rows = n > 500 ? 9 : 300, s.want_rstd = s.dx = true;
+        const auto where = [&](const char* what) {
+          return [&, what] { return std::string(kernels->name) + " " + what + ", " + s.describe(); };
+        };
+        ForwardProblem f(s, random), split(s, random);
+        copy(split.x, f.x), copy(split.residual, f.residual);
+        copy(split.weight, f.weight), copy(split.bias, f.bias);
+        kernels->forward(f.args(), 0, s.rows, false);
+        const Forward args = split.args();
+        const bool stream = n * size_of(types.y) >= 512;
+        on_threads(s.rows, [&](int64_t i, int64_t j) { kernels->forward(args, i, j, stream); });
+        check.that(split.y.same_bytes(f.y) && split.rstd.same_bytes(f.rstd) && split.sum.same_bytes(f.sum),
+                   where("forward hangs on threads"));
+
+        one = s, one.rows = one.inner = 1, one.gap = one.head_gap = 0;
+        one.x_shift = random.below(33), one.out_shift = random.below(33);
+        const int64_t m = random.below(s.rows);
+        ForwardProblem alone(one, random);
+        copy_row(alone.x, one, f.x, s, m);
+        if (s.residual) copy_row(alone.residual, one, f.residual, s, m);
+        copy(alone.weight, f.weight), copy(alone.bias, f.bias);
+        kernels->forward(alone.args(), 0, 1, false);
+        check.that(same_row(f.y, m, alone.y, 0, n) && same_row(f.rstd, m, alone.rstd, 0, 1),
+                   where("forward: a row alone has other bits"));
+
+        BackwardProblem b(s, random), parts(s, random);
+        copy(parts.x, b.x), copy(parts.dy, b.dy), copy(parts.dsum, b.dsum);
+        copy(parts.weight, b.weight), copy(parts.rstd, b.rstd);
+        run_backward(*kernels, b.args(), false);
+        const Backward call = parts.args();
+        const cpu::Chunks chunks = cpu::plan(call);
+        on_threads(chunks.count,
+                   [&](int64_t i, int64_t j) { kernels->backward(call, chunks, i, j, stream); });
+        on_threads(n, [&](int64_t i, int64_t j) { kernels->merge(call, chunks, i, j); });
+        check.that(parts.dx.same_bytes(b.dx), where("dx hangs on threads"));
+        check.that(!s.dw || parts.dw.same_bytes(b.dw), where("dw hangs on threads"));
+        check.that(!s.db || parts.db.same_bytes(b.db), where("db hangs on threads"));
+      }
+    }
+  }
+}
+
+// NaN and inf stay in their rows, in the right places; denormals are numbers.
+void special(Checker& check) {
+  Random random(3);
+  for (const cpu::Kernels* kernels : kernels_here()) {
+    for (const Types& types : all_types()) {
+      for (int64_t n : {5, 16, 37, 100, 1030}) {
+        Shape s;
+        s.types = types, s.n = s.k = n, s.rows = 5;
+        const auto where = [&](const char* what) {
+          return [&, what] { return std::string(kernels->name) + " " + what + ", " + s.describe(); };
+        };
+        ForwardProblem clean(s, random), dirty(s, random);
+        copy(dirty.x, clean.x), copy(dirty.weight, clean.weight);
+        dirty.x.set(n + n / 2, NAN), dirty.x.set(3 * n + n - 1, INFINITY);
+        kernels->forward(clean.args(), 0, s.rows, false);
+        kernels->forward(dirty.args(), 0, s.rows, false);
+        for (int64_t m : {0, 2, 4})
+          check.that(same_row(clean.y, m, dirty.y, m, n), where("a clean row changed"));
+        bool full = true, zero = true;
+        for (int64_t j = 0; j < n; ++j) full &= std::isnan(dirty.y[n + j]);
+        for (int64_t j = 0; j + 1 < n; ++j) zero &= dirty.y[3 * n + j] == 0;
+        check.that(full, where("NaN does not fill its row"));
+        check.that(zero && std::isnan(dirty.y[4 * n - 1]), where("a row over an infinite rms"));
+
+        // A NaN weight spoils its column only.
+        copy(dirty.x, clean.x), dirty.weight.set(n / 2, NAN);
+        kernels->forward(dirty.args(), 0, s.rows, false);
+        bool right = true;
+        for (int64_t i = 0; i < s.rows * n; ++i) right &= std::isnan(dirty.y[i]) == (i % n == n / 2);
+        check.that(right, where("NaN in the weight"));
+
+        // Denormal inputs, and eps small enough for them to matter.
+        const double tiny = types.x == Dtype::f64 ? 1e-310 : types.x == Dtype::f16 ? 1e-7 : 1e-39;
+        for (int64_t i = 0; i < clean.x.count(); ++i) clean.x.set(i, random.uniform(-9, 9) * tiny);
+        kernels->forward(clean.args(), 0, s.rows, false);
+        check_forward(clean, check, std::string(kernels->name) + " denormals");
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  Checker check;
+  values(check);
+  bits(check);
+  special(check);
+  std::printf("failures: %lld\n", static_cast<long long>(check.failures()));
+  return check.failures() ? 1 : 0;
+}
