@@ -42,6 +42,20 @@ struct Level {
     auto [value, batch_dim] = functorch::unwrapTensorAtLevel(t, level);
     return value.movedim(*batch_dim, 0);
   }
+  // The same for a tensor that may not be batched, and is then repeated without a copy.
+  Tensor rows(const Tensor& t, const c10::SymInt& size) const {
+    if (batches(t)) return unwrap(t);
+    c10::SymDimVector sizes(t.sym_sizes());
+    sizes.insert(sizes.begin(), size);
+    return t.expand_symint(sizes);
+  }
+  // Of the batch, of which one of the tensors is a part.
+  c10::SymInt size(std::initializer_list<OptTensor> tensors) const {
+    for (const auto& t : tensors) {
+      if (batches(t)) return unwrap(*t).sym_size(0);
+    }
+    TORCH_INTERNAL_ASSERT(false, "nothing is batched at level ", level);
+  }
   Tensor wrap(const Tensor& t) const { return functorch::makeBatched(t, 0, level); }
 };
 
@@ -58,18 +72,23 @@ Two fwd(const Options& options, const Tensor& x, const OptTensor& weight, const 
   return {vmap.wrap(y), vmap.wrap(rstd)};
 }
 
+// dx of a batch of rows is dx of more rows, whether the batch is one of x, of grad_output (many
+// gradients of one forward) or of both: what is not batched is read again for each, by stride 0.
+// dw and db of each sample take the composite: the kernel would add the samples up.
 Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight,
           const Tensor& rstd, const OptTensor& grad_sum, Mask3 mask) {
   const Level vmap = Level::of(dy, x, weight, rstd, grad_sum);
-  const bool fused = vmap.batches(dy) && vmap.batches(x) && vmap.batches(rstd) && !vmap.batches(weight) &&
-                     (!present(grad_sum) || vmap.batches(*grad_sum));
-  if (!fused) return composite_bwd(options, dy, x, weight, grad_sum, mask);
-  auto [dx, dw, db] = composite_bwd(options, dy, x, weight, {}, {false, mask[1], mask[2]});
+  if (vmap.batches(weight)) return composite_bwd(options, dy, x, weight, grad_sum, mask);
+  Tensor dx, dw, db;
+  if (mask[1] || mask[2]) {
+    std::tie(dx, dw, db) = composite_bwd(options, dy, x, weight, {}, {false, mask[1], mask[2]});
+  }
   if (mask[0]) {
     const OutsideVmap guard(kBatched);
-    const OptTensor sum = present(grad_sum) ? OptTensor(vmap.unwrap(*grad_sum)) : std::nullopt;
-    dx = vmap.wrap(std::get<0>(call_bwd(options, vmap.unwrap(dy), vmap.unwrap(x), weight, vmap.unwrap(rstd),
-                                        sum, {true, false, false})));
+    const c10::SymInt size = vmap.size({dy, x, rstd, grad_sum});
+    const OptTensor sum = present(grad_sum) ? OptTensor(vmap.rows(*grad_sum, size)) : std::nullopt;
+    dx = vmap.wrap(std::get<0>(call_bwd(options, vmap.rows(dy, size), vmap.rows(x, size), weight,
+                                        vmap.rows(rstd, size), sum, {true, false, false})));
   }
   return {dx, dw, db};
 }

@@ -1,0 +1,149 @@
+"""What torch.onnx.export has to know of the operators. Needs onnxscript, as the exporter does::
+
+    import fused_rmsnorm.onnx
+
+    torch.onnx.export(
+        model, args, dynamo=True, opset_version=23,
+        custom_translation_table=fused_rmsnorm.onnx.translation_table(23),
+    )
+
+From opset 23 on a norm becomes the standard operator RMSNormalization, in fp32: the standard rounds
+to the input's type before the weight is multiplied, so half types are widened around it. Before
+opset 23, for fp64 and for pRMSNorm the arithmetic is written out. Roundings are those of
+``casting_mode`` in every case.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, cast
+
+import torch
+
+try:
+    from onnxscript import ir, opset23
+    from onnxscript import opset18 as op
+except ImportError as error:
+    raise ImportError(
+        "fused_rmsnorm.onnx needs onnxscript, as torch.onnx.export does: pip install onnxscript"
+    ) from error
+
+__all__ = ["translation_table"]
+
+Value = Any  # a symbolic tensor: onnxscript's type for it is private
+_TORCH = {
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.DOUBLE: torch.float64,
+}
+_ONNX = {torch_type: onnx_type for onnx_type, torch_type in _TORCH.items()}
+
+
+def translation_table(opset_version: int) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """For ``custom_translation_table`` of torch.onnx.export: the forward operators.
+
+    Args:
+        opset_version: the one that is passed to torch.onnx.export.
+    """
+    standard = opset_version >= 23
+
+    def rms_norm_fwd(
+        input: Value,
+        weight: Value = None,
+        bias: Value = None,
+        eps: float | None = None,
+        p: float | None = None,
+        weight_offset: float = 0.0,
+        casting_mode: str = "torch",
+    ) -> Value:
+        norm = _Norm(input, eps, p, casting_mode == "llama", standard)
+        return norm.scaled(weight, bias, weight_offset), norm.rstd
+
+    def add_rms_norm_fwd(
+        input: Value,
+        residual: Value,
+        weight: Value = None,
+        bias: Value = None,
+        eps: float | None = None,
+        p: float | None = None,
+        weight_offset: float = 0.0,
+        casting_mode: str = "torch",
+    ) -> Value:
+        norm = _Norm(input, eps, p, casting_mode == "llama", standard, residual)
+        return norm.scaled(weight, bias, weight_offset), norm.sum, norm.rstd
+
+    return {
+        torch.ops.fused_rmsnorm.rms_norm_fwd.default: rms_norm_fwd,
+        torch.ops.fused_rmsnorm.add_rms_norm_fwd.default: add_rms_norm_fwd,
+    }
+
+
+def _constant(value: float | int, dtype: ir.DataType) -> Value:
+    return op.Constant(value=cast(Any, ir.tensor([value], dtype=dtype)))
+
+
+def _cast(value: Value, dtype: torch.dtype) -> Value:
+    return value if value.dtype == _ONNX[dtype] else op.Cast(value, to=_ONNX[dtype])
+
+
+class _Norm:
+    """Rows in the arithmetic type, their statistic, and what the weight is multiplied with."""
+
+    def __init__(
+        self,
+        input: Value,
+        eps: float | None,
+        p: float | None,
+        llama: bool,
+        standard: bool,
+        residual: Value = None,
+    ) -> None:
+        self.llama = llama
+        self.dtype = _TORCH[input.dtype]
+        self.acc = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.eps = torch.finfo(self.acc).eps if eps is None else eps
+        self.standard = standard and p is None and self.acc == torch.float32
+        self.rows, self.sum = _cast(input, self.acc), input
+        if residual is not None:  # rounded to the input's dtype before it is normalised
+            self.sum = _cast(op.Add(self.rows, _cast(residual, self.acc)), self.dtype)
+            self.rows = _cast(self.sum, self.acc)
+        head = self.rows
+        if p is not None:
+            n = input.shape[-1]
+            if not isinstance(n, int):
+                raise ValueError(f"with p the last dimension has to be static, but it is {n}")
+            columns = math.ceil(Fraction(repr(p)) * n)  # p as the decimal that it prints as
+            zero, end, last = (_constant(i, ir.DataType.INT64) for i in (0, columns, -1))
+            head = op.Slice(head, zero, end, last)
+        mean = op.ReduceMean(op.Mul(head, head), _constant(-1, ir.DataType.INT64), keepdims=1)
+        self.rstd = op.Reciprocal(op.Sqrt(op.Add(mean, _constant(self.eps, _ONNX[self.acc]))))
+
+    def scaled(self, weight: Value | None, bias: Value | None, offset: float) -> Value:
+        """y, in the dtype that the operator gives it."""
+        out = self.dtype
+        if self.llama and weight is not None:
+            out = torch.promote_types(out, _TORCH[weight.dtype])
+        wide = torch.promote_types(self.acc, out)
+        scale = None
+        if weight is not None:
+            scale = _cast(weight, wide)
+            if offset:
+                scale = op.Add(scale, _constant(offset, _ONNX[wide]))
+        if self.llama:
+            y = _cast(_cast(self.normalised(None), self.dtype), wide)
+            y = y if scale is None else op.Mul(y, scale)
+        else:
+            y = self.normalised(scale)
+        if bias is not None:
+            y = op.Add(y, _cast(bias, wide))
+        return _cast(y, out)
+
+    def normalised(self, scale: Value | None) -> Value:
+        if self.standard:
+            scale = _constant(1.0, _ONNX[self.acc]) if scale is None else scale
+            return opset23.RMSNormalization(self.rows, scale, axis=-1, epsilon=self.eps)
+        y = op.Mul(self.rows, self.rstd)
+        return y if scale is None else op.Mul(y, scale)

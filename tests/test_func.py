@@ -1,0 +1,294 @@
+"""torch.func and forward mode: every transform, alone and nested, against the same transform of the
+definition in fp64; and that a batch of rows stays on the fused operators."""
+
+import pytest
+import torch
+from cases import numbers
+from fused_calls import Calls
+from reference import Options, rms_norm, same_bits
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+from fused_rmsnorm import AddRMSNorm, PRMSNorm, RMSNorm
+from fused_rmsnorm import functional as F
+
+N = 6
+OPTION_SETS = [Options(), Options(eps=1e-3, p=0.4, weight_offset=1.0)]
+
+
+def fused(o: Options):
+    return lambda x, w, b: F.rms_norm(x, N, w, o.eps, bias=b, **o.keywords())
+
+
+def defined(o: Options):
+    return lambda x, w, b: rms_norm(x, w, b, o)
+
+
+def operands(*leading, dtype=torch.float64):
+    return [numbers(s, dtype, "cpu", i) for i, s in enumerate([(*leading, N), N, N])]
+
+
+def scalar(function):
+    """A loss with curvature of its own."""
+    return lambda *args: function(*args).sin().sum()
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+TRANSFORMS = {
+    "grad": lambda f: grad(scalar(f), argnums=(0, 1, 2)),
+    "grad of grad": lambda f: grad(
+        lambda *a: sum(g.cos().sum() for g in grad(scalar(f), (0, 1, 2))(*a)), (0, 1, 2)
+    ),
+    "jacrev": lambda f: jacrev(f, argnums=(0, 1, 2)),
+    "jacfwd": lambda f: jacfwd(f, argnums=(0, 1, 2)),
+    "jacrev twice": lambda f: jacrev(jacrev(scalar(f), (0, 1)), (0, 1, 2)),
+    "jacfwd twice": lambda f: jacfwd(jacfwd(scalar(f), (0, 1)), (0, 1, 2)),
+    "jacrev of jacfwd": lambda f: jacrev(jacfwd(scalar(f), (0, 1)), (0, 1, 2)),
+    "hessian": lambda f: hessian(scalar(f), argnums=(0, 1, 2)),
+    "jacfwd of hessian": lambda f: jacfwd(hessian(scalar(f), argnums=(0, 1)), argnums=(0, 1)),
+}
+
+
+@pytest.mark.parametrize("o", OPTION_SETS, ids=str)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_derivatives(name, o):
+    args = operands(2)
+    transform = TRANSFORMS[name]
+    close(transform(fused(o))(*args), transform(defined(o))(*args))
+
+
+def products(f, args, directions):
+    """jvp and vjp, each alone, and each through the other."""
+    value, pull = vjp(f, *args)
+    return (
+        jvp(f, args, directions),
+        value,
+        pull(directions[0]),
+        jvp(lambda *a: vjp(f, *a)[1](directions[0]), args, directions),
+        vjp(lambda *a: jvp(f, a, directions), *args)[1]((directions[0], args[0])),
+    )
+
+
+@pytest.mark.parametrize("o", OPTION_SETS, ids=str)
+def test_products_of_the_jacobian(o):
+    args = tuple(operands(2))
+    directions = tuple(torch.cos(3 * t) for t in args)
+    close(products(fused(o), args, directions), products(defined(o), args, directions))
+
+
+def test_forward_ad_inside_torch_func_keeps_the_primal():
+    """A tangent beside the fused primal, which has the bits that it has without."""
+    x, w, b = operands(5, dtype=torch.float32)
+    with Calls() as calls:
+        y, tangent = jvp(lambda x: F.rms_norm(x, N, w, bias=b), (x,), (b.expand_as(x),))
+    assert calls.fused() == {"rms_norm_fwd": 1}
+    assert same_bits(y, F.rms_norm(x, N, w, bias=b))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, b.expand_as(x))
+        assert same_bits(forward_ad.unpack_dual(F.rms_norm(dual, N, w)).tangent, tangent)
+
+
+# in_dims of x, weight and bias; where x is batched, at which of its three dimensions.
+IN_DIMS = [
+    (0, None, None),
+    (1, None, None),
+    (2, None, None),
+    (-1, None, None),
+    (None, 0, None),
+    (None, 1, 1),
+    (None, None, 0),
+    (0, 0, None),
+    (1, -1, 0),
+    (2, 0, 1),
+]
+
+
+def batch(in_dims, dtype=torch.float64, size=4):
+    """x, weight and bias with a batch of ``size`` where in_dims says."""
+    tensors = []
+    for i, (t, dim) in enumerate(zip(operands(3, dtype=dtype), in_dims, strict=True)):
+        if dim is not None:
+            wide = numbers((size, *t.shape), dtype, "cpu", 10 + i)
+            t = wide.movedim(0, dim).contiguous()
+        tensors.append(t)
+    return tensors
+
+
+@pytest.mark.parametrize("o", OPTION_SETS, ids=str)
+@pytest.mark.parametrize("in_dims", IN_DIMS, ids=str)
+def test_vmap(in_dims, o):
+    """Over x, over the weight, over both, at any dimension: forward, and every gradient."""
+    args = batch(in_dims)
+    for transform in (lambda f: f, TRANSFORMS["grad"], TRANSFORMS["grad of grad"]):
+        ours = vmap(transform(fused(o)), in_dims)(*args)
+        close(ours, vmap(transform(defined(o)), in_dims)(*args))
+    directions = tuple(torch.cos(3 * t) for t in args)
+    along = lambda f: lambda a, d: jvp(f, a, d)  # noqa: E731
+    ours = vmap(along(fused(o)), (in_dims, in_dims))(tuple(args), directions)
+    close(ours, vmap(along(defined(o)), (in_dims, in_dims))(tuple(args), directions))
+
+
+@pytest.mark.parametrize("out_dims", [0, 1, -1])
+def test_vmap_nested(out_dims):
+    """Two levels, over different arguments, in both orders."""
+    o = Options(p=0.4)
+    x = numbers((2, 3, N), torch.float64, "cpu", 0)
+    w = numbers((4, N), torch.float64, "cpu", 1)
+    b = numbers(N, torch.float64, "cpu", 2)
+    for transform in (lambda f: f, TRANSFORMS["grad"]):
+        results = []
+        for f in (transform(fused(o)), transform(defined(o))):
+            rows = vmap(f, (0, None, None))
+            results.append(
+                (
+                    vmap(rows, (1, None, None), out_dims)(x, w[0], b),
+                    vmap(rows, (None, 0, None), out_dims)(x, w, b),
+                    vmap(vmap(f, (None, 0, None)), (0, None, None), out_dims)(x, w, b),
+                    vmap(rows, (0, 0, None), out_dims)(x[None].expand(4, -1, -1, -1), w, b),
+                    vmap(rows, chunk_size=2, in_dims=(1, None, None))(x, w[0], b),
+                )
+            )
+        close(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_batched_rows_are_rows(dim, dtype):
+    """The fused operator once, no composite, and the bits of the rows without vmap."""
+    x, w = numbers((5, 4, N), dtype, "cpu", 0), numbers(N, dtype, "cpu", 1)
+    with Calls() as calls:
+        y = vmap(lambda x: F.rms_norm(x, N, w), dim, dim)(x)
+    assert calls.fused() == {"rms_norm_fwd": 1}
+    assert calls.arithmetic() == {}
+    assert same_bits(y, F.rms_norm(x, N, w))
+    with Calls() as calls:
+        nested = vmap(vmap(lambda x: F.rms_norm(x, N, w)))(x)
+    assert (calls.fused(), calls.arithmetic()) == ({"rms_norm_fwd": 1}, {})
+    assert same_bits(nested, y)
+    with Calls() as calls:
+        y, s = vmap(lambda x, r: F.add_rms_norm(x, r, N, w), (dim, dim), dim)(x, x.flip(0))
+    assert calls.fused() == {"rms_norm_fwd": 1}
+    for got, expected in zip((y, s), F.add_rms_norm(x, x.flip(0), N, w), strict=True):
+        assert same_bits(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_batched_gradients_of_rows_are_gradients_of_rows(dtype):
+    """vmap(grad) of x: one fused backward for the batch, with the bits of the whole."""
+    x, w = numbers((5, 4, N), dtype, "cpu", 0), numbers(N, dtype, "cpu", 1)
+    loss = lambda x: (F.rms_norm(x, N, w) * x.detach()).sum()  # noqa: E731
+    with Calls() as calls:
+        dx = vmap(grad(loss))(x)
+    assert calls.fused() == {"rms_norm_fwd": 1, "rms_norm_bwd": 1}
+    assert calls.arithmetic().keys() <= {"mul", "sum", "ones_like"}
+    leaf = x.clone().requires_grad_()
+    F.rms_norm(leaf, N, w).backward(x)
+    assert same_bits(dx, leaf.grad)
+
+
+def test_batched_grad_outputs():
+    """is_grads_batched and jacrev: many gradients of one forward stay fused, too."""
+    x, w = (t.requires_grad_() for t in operands(3)[:2])
+    y, expected = F.rms_norm(x, N, w), rms_norm(x, w, None, Options())
+    dy = numbers((7, 3, N), torch.float64, "cpu", 5)
+    batched = torch.autograd.grad(y, (x, w), dy, is_grads_batched=True, retain_graph=True)
+    close(batched, torch.autograd.grad(expected, (x, w), dy, is_grads_batched=True))
+    for i in range(7):
+        one = torch.autograd.grad(y, (x, w), dy[i], retain_graph=True)
+        close(tuple(t[i] for t in batched), one)
+    with Calls() as calls:  # torch's older vmap, which calls what it does not know once for each
+        torch.autograd.grad(y, x, dy, is_grads_batched=True, retain_graph=True)
+    assert calls.fused() == {"rms_norm_bwd": 7}
+    assert "rsqrt" not in calls.count
+    pull = vjp(lambda x: F.rms_norm(x, N, w), x)[1]
+    with Calls() as calls:
+        (pulled,) = vmap(pull)(dy)
+    assert calls.fused() == {"rms_norm_bwd": 1}
+    assert "rsqrt" not in calls.count
+    close(pulled, batched[0])
+    first = torch.autograd.functional.jacobian(lambda x: F.rms_norm(x, N, w), x, vectorize=True)
+    close(first, jacrev(lambda x: rms_norm(x, w, None, Options()))(x))
+
+
+@pytest.mark.parametrize("kind", [RMSNorm, PRMSNorm, AddRMSNorm])
+def test_gradients_per_sample(kind):
+    """vmap(grad(f)) of a model by functional_call: what one sample after the other gives."""
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(4, N, dtype=torch.float64)
+            self.norm = kind(N, dtype=torch.float64, bias=True)
+
+        def forward(self, x):
+            h = self.inner(x)
+            return self.norm(h, h.cos())[0] if kind is AddRMSNorm else self.norm(h)
+
+    torch.manual_seed(0)
+    model = Model()
+    torch.nn.init.normal_(model.norm.weight)
+    x, target = (numbers((5, 3, n), torch.float64, "cpu", n) for n in (4, N))
+    parameters = {k: v.detach() for k, v in model.named_parameters()}
+
+    def loss(parameters, x, target):
+        return (functional_call(model, parameters, (x,)) - target).square().sum()
+
+    per_sample = vmap(grad(loss), (None, 0, 0))(parameters, x, target)
+    for i in range(len(x)):
+        model.zero_grad()
+        (model(x[i]) - target[i]).square().sum().backward()
+        close(
+            {k: v[i] for k, v in per_sample.items()},
+            {k: v.grad for k, v in model.named_parameters()},
+        )
+    assert (
+        functional_call(model, {**parameters, "norm.weight": torch.zeros(N).double()}, (x,))
+        .eq(0)
+        .all()
+    )
+
+
+def test_ensemble_of_models():
+    """torch.func.stack_module_state: a weight for each row of the batch."""
+    models = [RMSNorm(N, dtype=torch.float64) for _ in range(3)]
+    for m in models:
+        torch.nn.init.normal_(m.weight)
+    parameters, buffers = torch.func.stack_module_state(models)
+    x = numbers((3, 2, N), torch.float64, "cpu", 0)
+    y = vmap(lambda p, b, x: functional_call(models[0], (p, b), (x,)))(parameters, buffers, x)
+    close(
+        y,
+        torch.stack(
+            [rms_norm(t, m.weight, None, Options()) for t, m in zip(x, models, strict=True)]
+        ),
+    )
+
+
+def test_in_place_under_vmap():
+    x, r = (numbers((4, N), torch.float64, "cpu", i) for i in range(2))
+    w = numbers(N, torch.float64, "cpu", 2)
+    y, s = F.add_rms_norm(x, r, N, w)
+    a, c = x.clone(), r.clone()
+    vmap(lambda a, c: F.add_rms_norm_(a, c, N, w)[0])(a, c)
+    assert same_bits(a, y)
+    assert same_bits(c, s)
+
+
+def test_functionalization():
+    """torch.func.functionalize takes the operators, but no in-place one that is not torch's own."""
+    x, w = numbers((4, N), torch.float32, "cpu", 0), numbers(N, torch.float32, "cpu", 1)
+    y, s = torch.func.functionalize(lambda x: F.add_rms_norm(x, x, N, w))(x)
+    assert same_bits(y, F.rms_norm(x + x, N, w))
+    assert same_bits(s, x + x)
+    with pytest.raises(RuntimeError, match="alias annotations"):
+        torch.func.functionalize(lambda x: F.add_rms_norm_(x.clone(), x.clone(), N))(x)
+
+    @torch.library.custom_op("test_func::double_", mutates_args={"x"})
+    def double_(x: torch.Tensor) -> None:
+        x.mul_(2)
+
+    with pytest.raises(RuntimeError, match="alias annotations"):  # any such operator
+        torch.func.functionalize(lambda x: double_(x.clone()))(x)
