@@ -97,8 +97,11 @@ constexpr Plan row_plan(int64_t n, Dtype x, const Architecture& a, int count) {
   return p;
 }
 
+// The largest shapes hold the row in shared memory (forward.cuh), of which sm_75 has too little.
 constexpr Plan forward_plan(int64_t n, Dtype x, int arch) {
-  Plan p = row_plan(n, x, architecture(arch), kForwardShapes);
+  const Architecture a = architecture(arch);
+  Plan p = row_plan(n, x, a, kForwardShapes);
+  if (p.threads * p.items * 16 + kScratchBytes > a.shared_bytes) p = row_plan(n, x, a, 0);
   p.rows_per_block *= p.shape < 0 ? 1 : kShapes[p.shape].flight;
   p.max_grid /= p.cluster;
   return p;
