@@ -45,7 +45,7 @@ def made(source: Path, virtual: str, key: str) -> tuple[str, dict[str, str]]:
     ptx = folder / f"{source.stem}-{virtual}.ptx"
     if not ptx.exists():
         part = ptx.with_suffix(".part")
-        run("nvcc", "-std=c++20", "-O3", f"-arch={virtual}", "-ptx", source, "-o", part)
+        run("nvcc", "-std=c++20", "-O3", "-fmad=false", f"-arch={virtual}", "-ptx", source, "-o", part)
         part.rename(ptx)
     said = {}
     for target in (t for t, v in TARGETS.items() if v == virtual):

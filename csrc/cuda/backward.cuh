@@ -78,11 +78,12 @@ __device__ __forceinline__ void finish(const Backward& b, int64_t m, int c,
   using X = typename Types::X;
   using T = typename Types::T;
   constexpr int V = Types::V;
+  const int k = static_cast<int>(b.k);
   T out[V];
 #pragma unroll
   for (int j = 0; j < V; ++j) {
     const T g = widen(dy.v[j]) * scale[j];
-    out[j] = r * (c + j < b.k ? g - widen(x.v[j]) * coefficient : g);
+    out[j] = r * (c + j < k ? multiply_add(-widen(x.v[j]), coefficient, g) : g);
   }
   if (b.dsum.data) {
     RowReader<X, V, kAccess> row(b.dsum, m, b.n);
@@ -204,8 +205,8 @@ __global__ void __launch_bounds__(kBlock<kShape>, kBias&& kAccess == Access::any
 #pragma unroll
           for (int j = 0; j < V; ++j) {
             const T g = widen(dy.v[j]), a = widen(x.v[j]);
-            dot += g * scale[j] * a;
-            dw[i][j] += g * normalised<X>(b, a, r);
+            dot = multiply_add(g * scale[j], a, dot);
+            dw[i][j] = multiply_add(g, normalised<X>(b, a, r), dw[i][j]);
             if constexpr (kBias) db[i][j] += g;
           }
         }
@@ -260,7 +261,7 @@ __global__ void __launch_bounds__(kLongThreads, 1) backward_long(Backward b) {
       T scale[V];
       load_scale<typename Types::W, Access::any>(b.weight, b.weight_offset, n, c, scale);
 #pragma unroll
-      for (int j = 0; j < V; ++j) dot += widen(g.v[j]) * scale[j] * widen(a.v[j]);
+      for (int j = 0; j < V; ++j) dot = multiply_add(widen(g.v[j]) * scale[j], T(widen(a.v[j])), dot);
     }
     const T coefficient = r * (r * row_sum(dot) / static_cast<T>(b.k));
     for (int c = threadIdx.x * V; c < n; c += kLongThreads * V) {
@@ -284,7 +285,7 @@ __global__ void __launch_bounds__(kColumnThreads) backward_columns(Backward b, i
   for (int64_t m = part; m < b.rows; m += partials) {
     const T g = widen(RowReader<D, 16 / sizeof(D), Access::any>(b.dy, m, b.n).row[c]);
     const T a = widen(RowReader<X, 16 / sizeof(X), Access::any>(b.x, m, b.n).row[c]);
-    dw += g * normalised<X>(b, a, static_cast<const T*>(b.rstd)[m]);
+    dw = multiply_add(g, normalised<X>(b, a, static_cast<const T*>(b.rstd)[m]), dw);
     db += g;
   }
   T* out = static_cast<T*>(b.workspace) + part * b.n + c;
@@ -295,18 +296,12 @@ __global__ void __launch_bounds__(kColumnThreads) backward_columns(Backward b, i
   if (b.db) *out = db;
 }
 
-// How many partials this call makes.
-inline int partials_of(const Backward& b, const Plan& p) {
-  const int64_t groups = ceil_div(b.rows, p.rows_per_block);
-  return static_cast<int>(std::min(groups, p.max_grid));
-}
-
 template <class Types, Access kAccess, bool kBias, int kShape, bool kCluster>
 const char* launch_backward_rows(const Backward& b, const Plan& p, void* stream) {
-  const Launch launch_as{"backward_rows", int64_t{partials_of(b, p)} * p.cluster, kBlock<kShape>,
-                         p.shared_bytes, p.cluster};
-  return launch(launch_as, stream, backward_rows<Types, kShape, kAccess, kBias, kCluster>, b, p.cluster,
-                p.stages > 1, overwrites(b));
+  const Launch launch_as{"backward_rows", partials_of(p, b.rows) * p.cluster, kBlock<kShape>, p.shared_bytes,
+                         p.cluster};
+  return launch<backward_rows<Types, kShape, kAccess, kBias, kCluster>>(launch_as, stream, b, p.cluster,
+                                                                        p.stages > 1, overwrites(b));
 }
 
 // The kernel of the plan's shape, found among those from kShape on.
@@ -326,13 +321,13 @@ const char* launch_shape(const Backward& b, const Plan& p, void* stream) {
 template <class Types>
 const char* launch_two_pass(const Backward& b, const Plan& p, void* stream) {
   if (b.dw || b.db) {  // first: dx may overwrite x or dy
-    const int partials = partials_of(b, p);
+    const int partials = static_cast<int>(partials_of(p, b.rows));
     const Launch columns{"backward_columns", ceil_div(b.n, kColumnThreads) * partials, kColumnThreads, 0, 1};
-    if (const char* error = launch(columns, stream, backward_columns<Types>, b, partials)) return error;
+    if (const char* error = launch<backward_columns<Types>>(columns, stream, b, partials)) return error;
   }
   if (!b.dx) return nullptr;
   const Launch rows{"backward_long", std::min(b.rows, kMaxBlocks), kLongThreads, p.shared_bytes, 1};
-  return launch(rows, stream, backward_long<Types>, b);
+  return launch<backward_long<Types>>(rows, stream, b);
 }
 
 template <class Types>
@@ -348,7 +343,7 @@ const char* launch_backward(const Backward& b, const Plan& p, void* stream) {
                                                  : run(std::integral_constant<Access, Access::any>{});
     if (error) return error;
   }
-  return launch_finalize<typename Types::W, typename Types::T>(b, partials_of(b, p), stream);
+  return launch_finalize<typename Types::W, typename Types::T>(b, static_cast<int>(partials_of(p, b.rows)), stream);
 }
 
 // One translation unit per dtype of x instantiates this.

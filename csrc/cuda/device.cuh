@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 
@@ -70,15 +71,30 @@ inline const char* message(const Launch& l, cudaError_t error) {
   return text;
 }
 
-template <class... Params, class... Args>
-const char* launch(const Launch& l, void* stream, void (*kernel)(Params...), const Args&... args) {
+// What a call asks the runtime about a device is asked once: a launch itself takes some two microseconds.
+constexpr int kRememberedDevices = 64;
+
 #if defined(__CUDACC__)
-  constexpr int kDefaultShared = 48 << 10;
-  if (l.shared_bytes > kDefaultShared) {
-    const auto error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, l.shared_bytes);
-    if (error != cudaSuccess) return message(l, error);
-  }
+// Shared memory beyond 48 KB has to be allowed, per kernel and device.
+template <auto kKernel>
+cudaError_t allow_shared(int bytes) {
+  constexpr int kAllowedAnyway = 48 << 10;
+  static std::atomic<int> allowed[kRememberedDevices];
+  if (bytes <= kAllowedAnyway) return cudaSuccess;
+  int device = 0;
+  if (const auto error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  const bool remembered = device < kRememberedDevices;
+  if (remembered && allowed[device].load(std::memory_order_relaxed) >= bytes) return cudaSuccess;
+  const auto error = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (remembered && error == cudaSuccess) allowed[device].store(bytes, std::memory_order_relaxed);
+  return error;
+}
+#endif
+
+template <auto kKernel, class... Args>
+const char* launch(const Launch& l, void* stream, const Args&... args) {
+#if defined(__CUDACC__)
+  if (const auto error = allow_shared<kKernel>(l.shared_bytes); error != cudaSuccess) return message(l, error);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = l.cluster;
@@ -90,22 +106,26 @@ const char* launch(const Launch& l, void* stream, void (*kernel)(Params...), con
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &cluster;
   config.numAttrs = l.cluster > 1 ? 1 : 0;
-  return message(l, cudaLaunchKernelEx(&config, kernel, args...));
+  return message(l, cudaLaunchKernelEx(&config, kKernel, args...));
 #else
   (void)stream;
-  simt::launch(l.blocks, l.threads, l.shared_bytes, l.cluster, [&] { kernel(args...); });
+  simt::launch(l.blocks, l.threads, l.shared_bytes, l.cluster, [&] { kKernel(args...); });
   return nullptr;
 #endif
 }
 
-// major * 10 + minor of the current device. Cached by the driver: no synchronisation.
+// major * 10 + minor of the current device.
 inline cudaError_t current_arch(int& arch) {
 #if defined(__CUDACC__)
+  static std::atomic<int> archs[kRememberedDevices];
   int device = 0, major = 0, minor = 0;
   cudaError_t error = cudaGetDevice(&device);
+  const bool remembered = error == cudaSuccess && device < kRememberedDevices;
+  if (remembered && (arch = archs[device].load(std::memory_order_relaxed))) return cudaSuccess;
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   arch = major * 10 + minor;
+  if (remembered && error == cudaSuccess) archs[device].store(arch, std::memory_order_relaxed);
   return error;
 #else
   arch = simt::arch;

@@ -29,13 +29,17 @@ __device__ __forceinline__ void add(const Forward& f, int64_t m, int c, Vec<X, V
   store<kAccess>(static_cast<X*>(f.sum) + m * f.n, c, static_cast<int>(f.n), x);
 }
 
-// Sum of squares of the columns below k.
+// Sum of squares of the columns below k. What lies beyond is not looked at, nor waited for.
 template <class T, class X, int V>
-__device__ __forceinline__ T squares(const Vec<X, V>& v, int c, int64_t k, T sum) {
+__device__ __forceinline__ T squares(const Vec<X, V>& v, int c, int k, T sum) {
+  if (c + V <= k) {
 #pragma unroll
-  for (int j = 0; j < V; ++j) {
-    const T a = widen(v.v[j]);
-    sum += c + j < k ? a * a : T(0);
+    for (int j = 0; j < V; ++j) sum = multiply_add(widen(v.v[j]), widen(v.v[j]), sum);
+  } else if (c < k) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      if (c + j < k) sum = multiply_add(widen(v.v[j]), widen(v.v[j]), sum);
+    }
   }
   return sum;
 }
@@ -58,18 +62,20 @@ __device__ __forceinline__ void finish(const Forward& f, int64_t m, int c,
   using W = typename Types::W;
   using Y = typename Types::Y;
   constexpr int V = Types::V;
-  T out[V];
-  load_scale<W, kAccess>(f.weight, f.weight_offset, f.n, c, out);
+  T scale[V], out[V];
+  load_scale<W, kAccess>(f.weight, f.weight_offset, f.n, c, scale);
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    T h = widen(x.v[j]) * r;
-    if (f.llama) h = widen(narrow<typename Types::X>(h));
-    out[j] *= h;
+    out[j] = widen(x.v[j]) * r;
+    if (f.llama) out[j] = widen(narrow<typename Types::X>(out[j]));
   }
   if (f.bias) {
     const auto b = load_affine<W, kAccess, V>(f.bias, f.n, c);
 #pragma unroll
-    for (int j = 0; j < V; ++j) out[j] += static_cast<T>(widen(b.v[j]));
+    for (int j = 0; j < V; ++j) out[j] = multiply_add(out[j], scale[j], static_cast<T>(widen(b.v[j])));
+  } else {
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] *= scale[j];
   }
   Vec<Y, V> y;
 #pragma unroll
@@ -108,7 +114,7 @@ __global__ void __launch_bounds__(kBlock<kShape>, 1) forward_rows(Forward f, int
   [[maybe_unused]] constexpr int kUnroll = kInSlots ? 1 : kItems;
   const int width = kCluster ? kThreads * cluster : kThreads;  // threads of a row
   const int thread = threadIdx.x % kThreads + (kCluster ? Cluster::rank() * kThreads : 0);
-  const int n = static_cast<int>(f.n);
+  const int n = static_cast<int>(f.n), k = static_cast<int>(f.k);
   const int64_t step = int64_t{kCluster ? gridDim.x / cluster : gridDim.x} * (kRows * kFlight);
   RowSum<T, kThreads, kCluster> row_sum(cluster);
 
@@ -148,7 +154,7 @@ __global__ void __launch_bounds__(kBlock<kShape>, 1) forward_rows(Forward f, int
             } else if constexpr (kAdd) {
               add<kAccess>(f, m, c, x[q][i], residual_row.load(c));
             }
-            sum = squares(x[q][i], c, f.k, sum);
+            sum = squares(x[q][i], c, k, sum);
           }
         }
       }
@@ -173,16 +179,16 @@ __global__ void __launch_bounds__(kLongThreads) forward_long(Forward f) {
   using X = typename Types::X;
   constexpr int V = Types::V;
   using Reader = RowReader<X, V, Access::any>;
-  const int n = static_cast<int>(f.n);
+  const int n = static_cast<int>(f.n), k = static_cast<int>(f.k);
   RowSum<T, kLongThreads, false> row_sum(1);
   for (int64_t m = blockIdx.x; m < f.rows; m += gridDim.x) {
     Reader row(f.x, m, n), residual_row(kAdd ? f.residual : f.x, m, n);
     row.alone = residual_row.alone = overwrites<kAdd>(f);
     T sum = 0;
-    for (int c = threadIdx.x * V; c < (kAdd ? n : f.k); c += kLongThreads * V) {
+    for (int c = threadIdx.x * V; c < (kAdd ? n : k); c += kLongThreads * V) {
       Vec<X, V> x = row.load(c);
       if constexpr (kAdd) add<Access::any>(f, m, c, x, residual_row.load(c));
-      sum = squares(x, c, f.k, sum);
+      sum = squares(x, c, k, sum);
     }
     const T r = rstd_of(f, row_sum(sum));
     if (f.rstd && threadIdx.x == 0) static_cast<T*>(f.rstd)[m] = r;
@@ -200,7 +206,7 @@ const char* launch_forward_rows(const Forward& f, const Plan& p, void* stream) {
   const Launch launch_as{
       "forward_rows", std::min(ceil_div(f.rows, p.rows_per_block), p.max_grid) * p.cluster, kBlock<kShape>,
       p.shared_bytes + (kSlots<shape.threads, kAccess> ? shape.threads * shape.items * 16 : 0), p.cluster};
-  return launch(launch_as, stream, forward_rows<Types, kShape, kAccess, kAdd, kCluster>, f, p.cluster);
+  return launch<forward_rows<Types, kShape, kAccess, kAdd, kCluster>>(launch_as, stream, f, p.cluster);
 }
 
 // The kernel of the plan's shape, found among those from kShape on.
@@ -221,7 +227,7 @@ template <class Types, bool kAdd>
 const char* launch_forward(const Forward& f, const Plan& p, void* stream) {
   if (p.family == Family::two_pass) {
     const Launch launch_as{"forward_long", std::min(f.rows, p.max_grid), kLongThreads, p.shared_bytes, 1};
-    return launch(launch_as, stream, forward_long<Types, kAdd>, f);
+    return launch<forward_long<Types, kAdd>>(launch_as, stream, f);
   }
   if (is_aligned(f, p)) return launch_shape<Types, kAdd, Access::aligned>(f, p, stream);
   return launch_shape<Types, kAdd, Access::any>(f, p, stream);

@@ -121,8 +121,17 @@ constexpr Plan backward_plan(int64_t n, Dtype x, Dtype dy, int arch) {
     p.max_grid = a.multiprocessors * (kResidentThreads / block) / p.cluster;
     if (p.shared_bytes > a.shared_bytes) p = row_plan(n, x, a, 0);
   }
-  if (p.family == Family::two_pass) p.max_grid = 64;
+  if (p.family == Family::two_pass) {  // blocks of columns times partials fill a device several times
+    const int64_t tiles = ceil_div(n, kColumnThreads);
+    p.max_grid = tiles >= 4096 ? 1 : tiles > 64 ? 4096 / tiles : 64;
+  }
   return p;
+}
+
+// How many partials of dw and of db a backward with this plan makes.
+constexpr int64_t partials_of(const Plan& p, int64_t rows) {
+  const int64_t groups = ceil_div(rows, p.rows_per_block);
+  return groups < p.max_grid ? groups : p.max_grid;
 }
 
 }  // namespace fused_rmsnorm::cuda

@@ -36,6 +36,11 @@ __device__ __forceinline__ T narrow(Acc<T> v) {
   }
 }
 
+// a * b + c with one rounding. Compiled without -fmad: which products and sums a compiler would fuse is
+// its own choice in each kernel, and the bits of a row must not hang on the kernel that its alignment picks.
+__device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
 __device__ __forceinline__ float inverse_sqrt(float v) { return 1.0f / sqrtf(v); }
 __device__ __forceinline__ double inverse_sqrt(double v) { return 1.0 / sqrt(v); }
 
@@ -62,6 +67,17 @@ __device__ __forceinline__ uint4 shifted(uint4 low, uint4 high, unsigned shift) 
           __funnelshift_r(w[2], w[3], bits), __funnelshift_r(w[3], w[4], bits)};
 }
 
+// Where row m begins. A 64-bit division is some eighty instructions, as many as a short row takes.
+__device__ __forceinline__ int64_t offset_of(const Rows& rows, int64_t m) {
+  if (rows.inner == 1) return m * rows.outer_stride;
+  if ((m | rows.inner) >> 32 == 0) {
+    const unsigned outer = static_cast<unsigned>(m) / static_cast<unsigned>(rows.inner);
+    const unsigned inner = static_cast<unsigned>(m) - outer * static_cast<unsigned>(rows.inner);
+    return outer * rows.outer_stride + inner * rows.inner_stride;
+  }
+  return m / rows.inner * rows.outer_stride + m % rows.inner * rows.inner_stride;
+}
+
 // How the rows of a call lie in memory. The bits of the results do not depend on it.
 enum class Access {
   aligned,  // every row starts at a multiple of 16 bytes, N is whole vectors: nothing to check
@@ -80,9 +96,7 @@ struct RowReader {
   bool alone = false;
 
   __device__ RowReader(const Rows& rows, int64_t m, int64_t n_)
-      : row(static_cast<const T*>(rows.data) + m / rows.inner * rows.outer_stride +
-            m % rows.inner * rows.inner_stride),
-        n(static_cast<int>(n_)) {}
+      : row(static_cast<const T*>(rows.data) + offset_of(rows, m)), n(static_cast<int>(n_)) {}
   __device__ RowReader(const void* vector, int64_t n_)
       : row(static_cast<const T*>(vector)), n(static_cast<int>(n_)) {}
 
