@@ -2,7 +2,7 @@
 #   make bench    set up, build, run the main benchmark
 #   make test     set up, build, run all tests
 #
-# and make gpu what needs a GPU.
+# and make gpu what needs a GPU; make dist writes a source distribution and a wheel for many GPUs.
 #
 # The interpreter's torch is used if it has one >= 2.11; else .venv is made with torch 2.13.0.
 # PYTHON=... selects another interpreter. Nothing is downloaded for what is already present.
@@ -10,8 +10,8 @@ PYTHON ?= python3
 TORCH := torch==2.13.0
 
 HAS_TORCH := $(shell $(PYTHON) -c "from importlib.metadata import version as v; \
-  print(tuple(int(n) for n in v('torch').split('.')[:2]) >= (2, 11))" 2>/dev/null)
-ifeq ($(HAS_TORCH),True)
+  print(tuple(int(n) for n in v('torch').split('.')[:2]) >= (2, 11), v('torch'))" 2>/dev/null)
+ifeq ($(firstword $(HAS_TORCH)),True)
 PY := $(PYTHON)
 else
 PY := $(CURDIR)/.venv/bin/python
@@ -23,10 +23,18 @@ export PYTHONPATH := $(CURDIR)/python:$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH)
 
 # One folder per interpreter: its stamps and its CMake build.
 STAMPS := build/$(subst /,_,$(PY))
-SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml python/fused_rmsnorm/VERSION
-PIP = $(PY) -m pip install --quiet --disable-pip-version-check
+SOURCES := $(shell find csrc cmake -type f -not -name '*.pyc') CMakeLists.txt python/fused_rmsnorm/VERSION
+export FUSED_RMSNORM_BUILD_DIR := $(STAMPS)/cmake
+# What else decides what is built: a change of it builds anew.
+SETTINGS := CUDA=$(FUSED_RMSNORM_CUDA) archs=$(TORCH_CUDA_ARCH_LIST) torch=$(lastword $(HAS_TORCH)) \
+  nvcc=$(or $(CUDACXX),$(shell command -v nvcc)) CXX=$(CXX)
+ifneq ($(MAKECMDGOALS),clean)
+$(shell mkdir -p $(STAMPS); echo '$(SETTINGS)' | cmp -s - $(STAMPS)/settings || \
+  echo '$(SETTINGS)' > $(STAMPS)/settings)
+endif
+ENSURE = $(PY) requirements/ensure.py
 
-.PHONY: build bench bench-full gpu test lint format clean
+.PHONY: build bench bench-full gpu test dist lint format clean
 
 build: $(STAMPS)/built
 
@@ -36,12 +44,21 @@ bench: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
 bench-full: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
 	$(PY) -m benchmarks.bench_norms --full
 
-# On a machine with a GPU: build, test, compute-sanitizer, benchmark. GPU_ARGS, e.g. --stages bench
-gpu: $(STAMPS)/built $(STAMPS)/requirements-test $(STAMPS)/benchmarks-requirements
+# On a machine with a GPU: build, test, compute-sanitizer, benchmark. GPU_ARGS, e.g. --stages bench.
+# Works with what is there, without a network: a stage that lacks something says what and fails alone.
+gpu: export PIP_RETRIES ?= 0
+gpu: | $(READY)
+	-$(ENSURE) requirements/test.txt benchmarks/requirements.txt
 	$(PY) -m benchmarks.gpu $(GPU_ARGS)
 
 test: $(STAMPS)/built $(STAMPS)/requirements-test $(STAMPS)/benchmarks-requirements
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+# The wheel fits this Python and this torch, and GPUs from sm_80 on.
+dist: export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0;10.0;12.0+PTX
+dist: $(STAMPS)/requirements-build
+	$(ENSURE) requirements/dist.txt
+	$(PY) -m build --no-isolation
 
 lint: $(STAMPS)/requirements-lint
 	$(PY) -m ruff check .
@@ -63,13 +80,13 @@ $(CURDIR)/.venv/bin/python:
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 
 $(STAMPS)/requirements-%: requirements/%.txt requirements/build.txt | $(READY)
-	$(PIP) -r $<
+	$(ENSURE) $<
 	@mkdir -p $(@D) && touch $@
 
 $(STAMPS)/benchmarks-requirements: benchmarks/requirements.txt | $(READY)
-	$(PIP) -r $<
+	$(ENSURE) $<
 	@mkdir -p $(@D) && touch $@
 
-$(STAMPS)/built: $(SOURCES) $(STAMPS)/requirements-build
-	FUSED_RMSNORM_BUILD_DIR=$(STAMPS)/cmake $(PY) setup.py --quiet build_ext --inplace
+$(STAMPS)/built: $(SOURCES) $(STAMPS)/settings $(STAMPS)/requirements-build
+	$(PY) cmake/build.py
 	@rm -f build/*/built && touch $@

@@ -133,7 +133,7 @@ def environment() -> dict[str, Any]:
 
 def hardware_slug(env: dict[str, Any] | None = None) -> str:
     """Folder name of this hardware under benchmarks/results/, e.g. intel-xeon-2-cores-avx512."""
-    env = env or environment()
+    env = env or {"cpu": _cpu(), "gpu": _gpu()}
     if env["gpu"]:
         text = env["gpu"]["model"]
     else:

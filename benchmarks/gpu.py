@@ -2,18 +2,22 @@
 
 Stages, each with a time limit and each selectable, so that a run can be split:
 
-build      for the GPU that is there
-test       the whole test suite, which then runs on the GPU too
+build      for the GPU that is there; a build without CUDA is a failure
+test       the whole test suite, which then runs on the GPU too: test/gpu, and test/host, the tests that
+           look at the kernels without one (emulator, PTX, C++)
 sanitize   compute-sanitizer (memcheck, racecheck, synccheck, initcheck) over every launch plan
-bench      the grid against F.layer_norm, F.rms_norm, compiled F.rms_norm and the peers installed
+bench      the grid against F.layer_norm, F.rms_norm, compiled F.rms_norm and the peers installed; over
+           its limit it keeps what it has, and the same command goes on from there
 
-Works offline. Writes gpu.json (what ran, how it ended), norms.json, norms.md and plots into --out.
-With --cpu every stage runs on the CPU in a small form, to see that the command itself works.
+Works offline: a stage that lacks a program or package says so and fails alone. Writes gpu.json (what
+ran, how it ended), norms.json, norms.md and plots into --out. With --cpu every stage runs on the CPU
+in a small form, to see that the command itself works.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -21,15 +25,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .harness import RESULTS, environment, hardware_slug
+from .environment import environment, hardware_slug
 from .peers import absent
 
 ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "python" / "fused_rmsnorm" / "lib" / "libfused_rmsnorm.so"
+HOST_TESTS = ("test_cuda_emulated", "test_cuda_ptx", "test_cpu_kernels", "test_cpp")
+BUILT = """\
+import json, sys, fused_rmsnorm
+info = fused_rmsnorm.build_info()
+print(json.dumps(info, indent=1))
+sys.exit(sys.argv[1] == "cuda" and not info["cuda"] and "built without CUDA")
+"""
 STAGES = ("build", "test", "sanitize", "bench")
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 # Rows short and long, aligned and not, registers, clusters and two passes.
@@ -43,48 +57,68 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     add("--limit", type=float, default=540.0, help="seconds per command (default 540)")
     add("--seconds", type=float, default=0.5, help="per case of the benchmark")
+    add("--tests", nargs="+", metavar="PATH", help="for the stage test, instead of the whole suite")
+    add("--grid", nargs="+", metavar="GRID", help="for the stage bench: see benchmarks.bench_norms")
     add("--out", type=Path, help="folder of the results")
     add("--cpu", action="store_true", help="a small run of every stage without a GPU")
     add("--probe", choices=("cpu", "cuda"), help="only: the kernels that sanitize looks at")
     return parser.parse_args(argv)
 
 
-def commands(stage: str, cpu: bool, seconds: float, out: Path) -> Iterator[tuple[str, list[str]]]:
+def commands(stage: str, args: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
     """Name and command line of each part of a stage."""
-    python = sys.executable
+    python, device = sys.executable, "cpu" if args.cpu else "cuda"
     if stage == "build":
-        yield "build", [python, "setup.py", "--quiet", "build_ext", "--inplace"]
+        yield "build/compile", [python, "cmake/build.py"]
+        yield "build/check", [python, "-c", BUILT, device]
     elif stage == "test":
-        few = ["tests/test_forward.py", "-k", "test_empty or 0_rows"] if cpu else []
-        yield "test", [python, "-m", "pytest", "-q", *few]
+        pytest = [python, "-m", "pytest", "-q", "-rs"]
+        if find_spec("xdist"):
+            pytest += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "loadfile"]
+        if args.tests or args.cpu:
+            yield "test/chosen", [*pytest, *(args.tests or ["tests/test_launch_plan.py"])]
+        else:
+            host = [f"tests/{name}.py" for name in HOST_TESTS]
+            yield "test/gpu", [*pytest, *(f"--ignore={path}" for path in host)]
+            yield "test/host", [*pytest, *host]
     elif stage == "sanitize":
-        probe = [python, "-m", "benchmarks.gpu", "--probe", "cpu" if cpu else "cuda"]
-        for tool in TOOLS if not cpu else ("none",):
+        probe = [python, "-m", "benchmarks.gpu", "--probe", device]
+        for tool in TOOLS if not args.cpu else ("none",):
             checker = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
-            yield f"sanitize/{tool}", probe if cpu else [*checker, *probe]
-    elif cpu:
-        small = ["--shapes", "4x64", "3x129", "--seconds", "0.02", "--no-compile"]
-        yield "bench", [*_bench(python, out), *small, "--only", "speed", "latency"]
+            yield f"sanitize/{tool}", probe if args.cpu else [*checker, *probe]
     else:
-        limits = ["--gpu", "--seconds", str(seconds)]
-        yield "bench", [*_bench(python, out), *limits, "--only", "speed", "latency"]
+        bench = [python, "-m", "benchmarks.bench_norms", "--out", str(args.out)]
+        grid = ["--gpu", "--seconds", str(args.seconds)]
+        if args.grid:
+            grid += ["--grid", *args.grid]
+        small = ["--shapes", "4x64", "3x129", "--seconds", "0.02", "--no-compile"]
+        yield "bench", [*bench, *(small if args.cpu else grid), "--only", "speed", "latency"]
 
 
-def _bench(python: str, out: Path) -> list[str]:
-    return [python, "-m", "benchmarks.bench_norms", "--out", str(out)]
+def surroundings(part: str, cpu: bool) -> dict[str, str]:
+    """The environment of a part. CUDA's programs are found where its installer puts them."""
+    path = [str(ROOT / "python"), str(ROOT), os.environ.get("PYTHONPATH")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in path if p)}
+    toolkit = Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda") / "bin"
+    env["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(toolkit)])
+    if not cpu:
+        env["FUSED_RMSNORM_CUDA"] = "1"
+    if part.startswith("sanitize/"):  # each tensor an allocation of its own, whose bounds are watched
+        env["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+    return env
 
 
-def run(command: list[str], limit: float) -> dict[str, Any]:
+def run(command: list[str], limit: float, env: dict[str, str] | None = None) -> dict[str, Any]:
     """Exit status (None: over the limit), seconds, and the end of what was printed."""
     print("+", *command, flush=True)
-    path = os.pathsep.join([str(ROOT / "python"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     start = time.perf_counter()
     rc: int | None
+    program = shutil.which(command[0], path=(env or os.environ).get("PATH")) or command[0]
     try:
         done = subprocess.run(
-            command,
+            [program, *command[1:]],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": path},
+            env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -104,34 +138,62 @@ def run(command: list[str], limit: float) -> dict[str, Any]:
 def probe(device: str) -> None:
     """Every family and dtype, forward and backward, small batches; raises if a value is wrong.
 
-    The bound is four times F.rms_norm's own error against fp64, and two ulps.
+    Each length twice: contiguous with a weight of x's dtype, which is all aligned; and two elements
+    into wider rows, with a residual, an fp32 weight and bias, and pRMSNorm. The bound is four times
+    the error of the composed definition against fp64, and two ulps. On a GPU only the fused kernels
+    and copies run there, so that a sanitizer has nothing else to watch.
     """
-    import torch.nn.functional as F
+    from fused_rmsnorm.functional import add_rms_norm, composite_rms_norm, rms_norm
 
-    from fused_rmsnorm.functional import rms_norm
+    def ours(x: Tensor, residual: Tensor | None, w: Tensor, b: Tensor | None) -> Tensor:
+        options: dict[str, Any] = {"eps": 1e-6, "bias": b, "p": None if b is None else 0.3}
+        if residual is None:
+            return rms_norm(x, w.numel(), w, **options)
+        return add_rms_norm(x, residual, w.numel(), w, **options)[0]
 
-    torch.manual_seed(0)
-    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        for n in PROBED:
-            rows = 3 if n > 20000 else 70
-            x = torch.randn(rows, n, device=device, dtype=dtype, requires_grad=True)
-            w = torch.randn(n, device=device, dtype=dtype, requires_grad=True)
-            dy = torch.randn(rows, n, device=device, dtype=dtype)
-            x64, w64 = (t.detach().double().requires_grad_() for t in (x, w))
-            outcomes = []
-            for leaves, norm, grad in (
-                ((x64, w64), F.rms_norm, dy.double()),
-                ((x, w), F.rms_norm, dy),
-                ((x, w), rms_norm, dy),
-            ):
-                y = norm(leaves[0], (n,), leaves[1], 1e-6)
-                outcomes.append([y.detach(), *torch.autograd.grad(y, leaves, grad)])
-            for name, want, theirs, ours in zip(("y", "dx", "dw"), *outcomes, strict=True):
-                size = want.abs().max()
-                error, bound = ((v.double() - want).abs().max() / size for v in (ours, theirs))
-                slack = 16 if dtype == torch.float64 else 1  # where the definition errs as much
-                if not error <= 4 * bound + 2 * slack * torch.finfo(dtype).eps:
-                    raise RuntimeError(f"{name} of {rows} x {n} {dtype}: {error:.2e}, {bound:.2e}")
+    def definition(x: Tensor, residual: Tensor | None, w: Tensor, b: Tensor | None) -> Tensor:
+        total = x if residual is None else x + residual
+        p = None if b is None else 0.3
+        return composite_rms_norm(total, w.numel(), w, 1e-6, bias=b, p=p)
+
+    random = torch.Generator().manual_seed(0)
+    dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    for dtype, n, plain in itertools.product(dtypes, PROBED, (True, False)):
+        rows, wide = 3 if n > 20000 else 70, n + (0 if plain else 5)
+        affine = dtype if plain else torch.promote_types(dtype, torch.float32)
+
+        def data(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.randn(*shape, generator=random, dtype=dtype)  # noqa: B023
+
+        start = wide - n and 2
+        x, dy = data(rows, wide)[:, start : start + n], data(rows, n)
+        residual, w, b = data(rows, n), data(n, dtype=affine), data(n, dtype=affine)
+        given = [x, None if plain else residual, w, None if plain else b]
+        outcomes = []
+        for norm, where, kind in (
+            (definition, "cpu", torch.float64),
+            (definition, "cpu", None),
+            (ours, device, None),
+        ):
+            leaves = [t if t is None else _moved(t, where, kind) for t in given]
+            y = norm(*leaves)
+            grads = torch.autograd.grad(y, [t for t in leaves if t is not None], dy.to(where, y.dtype))
+            outcomes.append([t.detach().cpu().double() for t in (y, *grads)])
+        names = ("y", "dx", "dw") if plain else ("y", "dx", "dresidual", "dw", "db")
+        for name, want, theirs, got in zip(names, *outcomes, strict=True):
+            size = want.abs().max()
+            error, bound = ((v - want).abs().max() / size for v in (got, theirs))
+            slack = 16 if dtype == torch.float64 else 1  # where the definition errs as much
+            if not error <= 4 * bound + 2 * slack * torch.finfo(dtype).eps:
+                what = f"{name} of {rows} x {n} {dtype}{'' if plain else ' in wider rows'}"
+                raise RuntimeError(f"{what}: {error:.2e}, {bound:.2e}")
+
+
+def _moved(t: Tensor, device: str, dtype: torch.dtype | None) -> Tensor:
+    """A leaf of its own with the strides and offset of t."""
+    storage = t.as_strided((t.untyped_storage().size() // t.element_size(),), (1,), 0)
+    there = storage.detach().to(device, dtype or t.dtype, copy=True)
+    return there.as_strided(t.shape, t.stride(), t.storage_offset()).requires_grad_()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,32 +202,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.probe:
         probe(args.probe)
         return 0
-    if not args.cpu:
-        wanting = [t for t in ("nvcc", "compute-sanitizer") if not shutil.which(t)]
-        if not torch.cuda.is_available():
-            print(f"no GPU: torch {torch.__version__} sees none. --cpu tries the command without.")
-            return 2
-        if wanting:
-            print(f"not found, their stages will fail: {', '.join(wanting)}")
-    out = (args.out or RESULTS / hardware_slug(environment())).resolve()
+    if not args.cpu and not torch.cuda.is_available():
+        print(f"no GPU: torch {torch.__version__} sees none. --cpu tries the command without.")
+        return 2
+    if "build" not in args.stages and not LIBRARY.exists():
+        print("not built: run the stage build first (GPU_ARGS=\"--stages build ...\")")
+        return 2
+    out = args.out = (args.out or ROOT / "benchmarks" / "results" / hardware_slug()).resolve()
     out.mkdir(parents=True, exist_ok=True)
     summary: dict[str, Any] = {
         "mode": "cpu" if args.cpu else "gpu",
-        "environment": environment(),
+        "environment": None,
         "absent_peers": absent(),
         "parts": {},
     }
     if (out / "gpu.json").exists():  # of a run that was split
         before = json.loads((out / "gpu.json").read_text())
         if before["mode"] == summary["mode"]:
-            summary["parts"] = before["parts"]
+            summary |= {key: before[key] for key in ("environment", "parts")}
     for name, why in summary["absent_peers"].items():
         print(f"peer absent: {name} ({why})")
-    for stage in args.stages:
-        for name, command in commands(stage, args.cpu, args.seconds, out):
-            summary["parts"][name] = run(command, args.limit)
+    ran: list[str] = []
+    for stage in sorted(set(args.stages), key=STAGES.index):
+        if stage != "build":  # a build is not to replace a library that is loaded here
+            summary["environment"] = environment()
+        for name, command in commands(stage, args):
+            ran.append(name)
+            summary["parts"][name] = run(command, args.limit, surroundings(name, args.cpu))
             (out / "gpu.json").write_text(json.dumps(summary, indent=1) + "\n")
-    ran = [n for stage in args.stages for n in summary["parts"] if n.split("/")[0] == stage]
+        partial = out / "norms.partial.json"
+        if stage == "bench" and partial.exists():  # readable as far as it got
+            report = [sys.executable, "-m", "benchmarks.report", str(partial)]
+            run(report, args.limit, surroundings("report", args.cpu))
     failed = [n for n in ran if summary["parts"][n]["rc"] != 0]
     for name, part in summary["parts"].items():
         end = "over the limit" if part["rc"] is None else f"exit {part['rc']}"

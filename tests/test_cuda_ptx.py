@@ -18,6 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*ward_*.cu"))
+FLAGS = ("-std=c++20", "-O3", "-fmad=false")  # as in CMakeLists.txt
 TARGETS = {"sm_80": "compute_80", "sm_90": "compute_90", "sm_120": "compute_90"}
 
 pytestmark = pytest.mark.skipif(
@@ -45,7 +46,7 @@ def made(source: Path, virtual: str, key: str) -> tuple[str, dict[str, str]]:
     ptx = folder / f"{source.stem}-{virtual}.ptx"
     if not ptx.exists():
         part = ptx.with_suffix(".part")
-        run("nvcc", "-std=c++20", "-O3", "-fmad=false", f"-arch={virtual}", "-ptx", source, "-o", part)
+        run("nvcc", *FLAGS, f"-arch={virtual}", "-ptx", source, "-o", part)
         part.rename(ptx)
     said = {}
     for target in (t for t, v in TARGETS.items() if v == virtual):
@@ -118,9 +119,22 @@ def test_wide_memory_access(
         assert wide, name
         assert re.search(r"st\.global\.wb\.v4\.[bfu]32", body), name
         if "AccessE0" in name:
-            narrow = re.findall(r"ld\.global(?:\.nc)?\.[bfu](?:8|16)\b", body)
+            narrow = re.findall(r"(?:ld\.global(?:\.nc)?|st\.global(?:\.wb)?)\.[bfu](?:8|16)\b", body)
             assert not narrow, (name, narrow)
     assert seen
+
+
+@pytest.mark.parametrize("virtual", sorted(set(TARGETS.values())))
+@pytest.mark.parametrize("source", [s.stem for s in SOURCES])
+def test_sums_are_fused_where_written(
+    compiled: dict[tuple[str, str], tuple[str, dict[str, str]]], source: str, virtual: str
+) -> None:
+    """No product that ptxas may fuse into a sum: it would in one kernel and not in another, and the
+    bits of a row hung on its alignment or on what else is asked for (contracts 1 and 2)."""
+    ptx, _ = compiled[source, virtual]
+    assert re.search(r"\bmul\.rn\.f(?:32|64)\b", ptx)
+    assert re.search(r"\bfma\.rn\.f(?:32|64)\b", ptx)
+    assert not re.search(r"\b(?:mul|mad)(?:\.ftz)?\.f(?:32|64)\b", ptx)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -69,13 +69,13 @@ __device__ __forceinline__ uint4 shifted(uint4 low, uint4 high, unsigned shift) 
 
 // Where row m begins. A 64-bit division is some eighty instructions, as many as a short row takes.
 __device__ __forceinline__ int64_t offset_of(const Rows& rows, int64_t m) {
-  if (rows.inner == 1) return m * rows.outer_stride;
-  if ((m | rows.inner) >> 32 == 0) {
-    const unsigned outer = static_cast<unsigned>(m) / static_cast<unsigned>(rows.inner);
-    const unsigned inner = static_cast<unsigned>(m) - outer * static_cast<unsigned>(rows.inner);
-    return outer * rows.outer_stride + inner * rows.inner_stride;
+  int64_t outer = m, inner = 0;
+  if (rows.inner != 1) {
+    const bool small = (m | rows.inner) >> 32 == 0;
+    outer = small ? static_cast<unsigned>(m) / static_cast<unsigned>(rows.inner) : m / rows.inner;
+    inner = m - outer * rows.inner;
   }
-  return m / rows.inner * rows.outer_stride + m % rows.inner * rows.inner_stride;
+  return outer * rows.outer_stride + inner * rows.inner_stride;
 }
 
 // How the rows of a call lie in memory. The bits of the results do not depend on it.
