@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from . import report
 from .harness import RESULTS, Results, environment, hardware_slug, keep_freed_memory
@@ -32,7 +31,7 @@ from .norms_speed import (
     FULL_ADD,
     FULL_SHAPES,
     GPU_ADD,
-    GPU_SHAPES,
+    GPU_GRIDS,
     QUICK_ADD,
     QUICK_COMPILED,
     QUICK_SHAPES,
@@ -41,6 +40,7 @@ from .norms_speed import (
     cases,
     time_case,
 )
+from .progress import progress_bar
 
 PARTS = ("speed", "add", "latency", "memory", "learning")
 LEARNED = ("layer_norm", "rms_norm", "prms_norm")
@@ -53,7 +53,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--full", action="store_true", help="more shapes, one and all threads, longer training")
-    add("--gpu", action="store_true", help="the grid for GPUs instead of the one for CPUs")
+    add("--gpu", action="store_true", help="the grids for GPUs instead of the one for CPUs")
+    add("--grid", nargs="+", choices=list(GPU_GRIDS), help="with --gpu: these only (default: core)")
     add("--only", nargs="+", choices=PARTS, metavar="PART", help="the file then has these alone")
     add("--shapes", nargs="+", metavar="ROWSxN", help="instead of the grid, e.g. 80x1000")
     add("--dtypes", nargs="+", default=["float32", "bfloat16"])
@@ -73,7 +74,9 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.shapes:
         shapes = added = [tuple(int(v) for v in s.split("x")) for s in args.shapes]
     elif args.gpu:
-        shapes, added = list(GPU_SHAPES), list(GPU_ADD)
+        grids = args.grid or ["core"]
+        shapes = list({shape: None for name in grids for shape in GPU_GRIDS[name]})
+        added = list(GPU_ADD) if "core" in grids else []
     elif args.full:
         beyond = beyond_caches()
         shapes, added = [*FULL_SHAPES, *beyond], [*FULL_ADD, *beyond]
@@ -118,7 +121,7 @@ def run(results: Results, options: dict[str, Any]) -> None:
     models = LANGUAGE_MODELS if "learning" in parts else ()
     units = len(grid) + ("latency" in parts) + ("memory" in parts)
     units += sum(options["steps"][name] for name in models) // 10
-    with tqdm(total=units, unit="", bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
+    with progress_bar(units) as bar:
         if "latency" in parts:
             bar.set_description("host latency, 1 x 128")
             if "latency/module/forward+backward" not in results:

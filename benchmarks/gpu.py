@@ -92,7 +92,7 @@ def commands(stage: str, args: argparse.Namespace) -> Iterator[tuple[str, list[s
         if args.grid:
             grid += ["--grid", *args.grid]
         small = ["--shapes", "4x64", "3x129", "--seconds", "0.02", "--no-compile"]
-        yield "bench", [*bench, *(small if args.cpu else grid), "--only", "speed", "latency"]
+        yield "bench", [*bench, *(small if args.cpu else grid), "--only", "speed", "add", "latency"]
 
 
 def surroundings(part: str, cpu: bool) -> dict[str, str]:

@@ -56,11 +56,15 @@ Timer = Callable[[Call, Iterator[Any], int], float]
 
 @dataclass(frozen=True)
 class Contender:
-    """``call(inputs[i])`` is what is timed; the inputs are taken in turn, so data is fresh."""
+    """``call(inputs[i])`` is what is timed; the inputs are taken in turn, so data is fresh.
+
+    ``repeats``: how many calls one ``call`` stands for; times are per call.
+    """
 
     name: str
     call: Call
     inputs: Sequence[Any]
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -120,27 +124,36 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def graphed(contenders: Sequence[Contender]) -> tuple[list[Contender], dict[str, str]]:
-    """The calls as CUDA graphs, one per input; and by name why some cannot be captured."""
+def graphed(
+    contenders: Sequence[Contender], calls: int = 32
+) -> tuple[list[Contender], dict[str, str]]:
+    """A CUDA graph per contender; and by name why some cannot be captured.
+
+    A graph holds at least ``calls`` calls, on the inputs in turn: to replay a graph costs the host
+    more than a short kernel takes, so graphs of one call would be timed by the host, too.
+    """
     made, failed = [], {}
     for c in contenders:
-        graphs = []
+        rounds = -(-calls // len(c.inputs))
+        graph = torch.cuda.CUDAGraph()
         try:
-            for data in c.inputs:
-                side = torch.cuda.Stream()
-                side.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(side):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for data in c.inputs:
                     for _ in range(3):
                         c.call(data)
-                torch.cuda.current_stream().wait_stream(side)
-                graphs.append(torch.cuda.CUDAGraph())
-                with torch.cuda.graph(graphs[-1]):
-                    c.call(data)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph):
+                for _ in range(rounds):
+                    for data in c.inputs:
+                        c.call(data)
         except Exception as error:  # whatever capture raises: it is shown, not hidden
             failed[c.name] = f"{type(error).__name__}: {error}".splitlines()[0]
             made.append(c)
         else:
-            made.append(Contender(c.name, lambda graph: graph.replay(), graphs))
+            kept = [(graph, c.inputs)]  # what was captured points into the inputs
+            made.append(Contender(c.name, lambda g: g[0].replay(), kept, rounds * len(c.inputs)))
     return made, failed
 
 
@@ -225,11 +238,14 @@ def measure(
             turns = [*contenders, *contenders]
             order.shuffle(turns)
             for c in turns:
-                now[c.name].append(timer(c.call, inputs[c.name], calls[c.name]) / calls[c.name])
+                took = timer(c.call, inputs[c.name], calls[c.name])
+                now[c.name].append(took / (calls[c.name] * c.repeats))
             for name, pair in now.items():
                 order.shuffle(pair)
                 samples[name].append(tuple(pair))
-    return {c.name: summarise(np.array(samples[c.name]), calls[c.name]) for c in contenders}
+    return {
+        c.name: summarise(np.array(samples[c.name]), calls[c.name] * c.repeats) for c in contenders
+    }
 
 
 def speedup(ours: Timing, theirs: Timing) -> float | None:

@@ -26,7 +26,7 @@ __all__ = [
     "FULL_ADD",
     "FULL_SHAPES",
     "GPU_ADD",
-    "GPU_SHAPES",
+    "GPU_GRIDS",
     "QUICK_ADD",
     "QUICK_COMPILED",
     "QUICK_SHAPES",
@@ -57,12 +57,22 @@ FULL_SHAPES = (
     *((8192, 2048), (2048, 8192), (1024, 16384), (128, 131072)),
 )
 FULL_ADD = ((1, 1024), (32, 512), (80, 1000), (512, 1024), (4096, 4096), (4096, 4097))
-# Memory-bound rows of every launch plan, QK-norm, an odd N, and two that only latency decides.
-GPU_SHAPES = (
-    *((32768, n) for n in (256, 512, 1024, 2048, 4096, 8192, 16384)),
-    *((16384, 32768), (8192, 65536), (4096, 131072), (2048, 262144)),
-    *((1 << 20, 64), (27030 * 24, 128), (32768, 4097), (1, 4096), (99, 4096)),
-)
+# core: memory-bound rows of every launch plan, QK-norm, an odd N, and two that only latency decides.
+# The others look closer at one use, and take many minutes each where torch.compile takes part.
+GPU_GRIDS: dict[str, tuple[tuple[int, int], ...]] = {
+    "core": (
+        *((32768, n) for n in (256, 512, 1024, 2048, 4096, 8192, 16384)),
+        *((16384, 32768), (8192, 65536), (4096, 131072), (2048, 262144)),
+        *((1 << 20, 64), (27030 * 24, 128), (32768, 4097), (1, 4096), (99, 4096)),
+    ),
+    "qk": tuple((27030 * heads, n) for heads in (4, 24) for n in (64, 128, 256, 512)),
+    "training": (
+        *itertools.product((1024, 4096, 16384), (1024, 4096, 8192, 32768)),
+        *itertools.product((4096, 65536), (512, 1536, 6144, 7168)),
+    ),
+    "inference": tuple(itertools.product((1, 16, 99, 989), (500, 1024, 3072, 3584, 8192, 16384))),
+    "edges": ((71, 229), (29, 541), (32768, 129), (65536, 1023), (8192, 16385), (1024, 300001)),
+}
 GPU_ADD = ((32768, 1024), (32768, 4096), (16384, 32768), (32768, 4097), (99, 4096))
 # Compilation takes about 10 s per shape and direction: the quick run compiles these only.
 QUICK_COMPILED = ((32, 512), (4096, 4096))

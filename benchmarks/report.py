@@ -8,15 +8,11 @@ not run, is left out.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 from .harness import Timing, load, speedup
 
@@ -193,8 +189,20 @@ def conditions(data: dict[str, Any]) -> str:
     return f"{where}, {env['threads']} threads, {isa}, torch {env['torch']}, {data['started'][:10]}"
 
 
+def _pyplot() -> Any:
+    """matplotlib without a screen; None, and a line that says so, where it is missing."""
+    try:
+        importlib.import_module("matplotlib").use("Agg")
+    except ModuleNotFoundError:
+        print("no plots: matplotlib is not installed", file=sys.stderr)
+        return None
+    return importlib.import_module("matplotlib.pyplot")
+
+
 def plot_speed(data: dict[str, Any], path: Path) -> None:
     """Ratio of F.layer_norm's, F.rms_norm's and compiled time to ours, per case."""
+    if (plt := _pyplot()) is None:
+        return
     cases = entries_of(data, "speed")
     fig, axis = plt.subplots(figsize=(9, 0.32 * len(cases) + 1.2), layout="constrained")
     for offset, peer in enumerate(PEERS):
@@ -233,6 +241,8 @@ def plot_speed(data: dict[str, Any], path: Path) -> None:
 
 def plot_learning(data: dict[str, Any], path: Path) -> None:
     """Training loss against step and against time, per model."""
+    if (plt := _pyplot()) is None:
+        return
     models = entries_of(data, "learning")
     fig, axes = plt.subplots(
         len(models), 2, figsize=(9, 3.2 * len(models)), squeeze=False, layout="constrained"

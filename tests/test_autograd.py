@@ -3,6 +3,7 @@
 import gc
 import itertools
 import weakref
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -187,9 +188,13 @@ OPERATORS = [
     "add_rms_norm_fwd",
     "add_rms_norm_",
 ]
+needs_expecttest = pytest.mark.skipif(
+    find_spec("expecttest") is None, reason="torch.library.opcheck needs the package expecttest"
+)
 STATIC = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
+@needs_expecttest
 @pytest.mark.parametrize("name", OPERATORS)
 def test_opcheck(name):
     """Schema, fake tensors and registration on every sample; AOT dispatch (slow) on some."""
@@ -199,6 +204,7 @@ def test_opcheck(name):
         torch.library.opcheck(op, args, kwargs, test_utils=checks)
 
 
+@needs_expecttest
 @pytest.mark.parametrize("layout", ["transposed", "empty", "one row", "slice"])
 @pytest.mark.parametrize("weight_type", [torch.float32, torch.float64], ids=str)
 def test_opcheck_layouts(layout, weight_type):
