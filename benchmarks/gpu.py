@@ -103,7 +103,9 @@ def surroundings(part: str, cpu: bool) -> dict[str, str]:
     env["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(toolkit)])
     if not cpu:
         env["FUSED_RMSNORM_CUDA"] = "1"
-    if part.startswith("sanitize/"):  # each tensor an allocation of its own, whose bounds are watched
+    if part.startswith(
+        "sanitize/"
+    ):  # each tensor an allocation of its own, whose bounds are watched
         env["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     return env
 
@@ -177,7 +179,9 @@ def probe(device: str) -> None:
         ):
             leaves = [t if t is None else _moved(t, where, kind) for t in given]
             y = norm(*leaves)
-            grads = torch.autograd.grad(y, [t for t in leaves if t is not None], dy.to(where, y.dtype))
+            grads = torch.autograd.grad(
+                y, [t for t in leaves if t is not None], dy.to(where, y.dtype)
+            )
             outcomes.append([t.detach().cpu().double() for t in (y, *grads)])
         names = ("y", "dx", "dw") if plain else ("y", "dx", "dresidual", "dw", "db")
         for name, want, theirs, got in zip(names, *outcomes, strict=True):
@@ -206,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"no GPU: torch {torch.__version__} sees none. --cpu tries the command without.")
         return 2
     if "build" not in args.stages and not LIBRARY.exists():
-        print("not built: run the stage build first (GPU_ARGS=\"--stages build ...\")")
+        print('not built: run the stage build first (GPU_ARGS="--stages build ...")')
         return 2
     out = args.out = (args.out or ROOT / "benchmarks" / "results" / hardware_slug()).resolve()
     out.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,9 @@ def build(package: Path) -> None:
     """
     cmake, ninja = tool("cmake"), tool("ninja")
     if cmake is None:
-        raise SystemExit("fused_rmsnorm is built with CMake >= 3.24, which is missing: pip install cmake")
+        raise SystemExit(
+            "fused_rmsnorm is built with CMake >= 3.24, which is missing: pip install cmake"
+        )
     default = ROOT / "build" / sys.prefix.strip(os.sep).replace(os.sep, "_") / "cmake"
     folder = Path(os.environ.get("FUSED_RMSNORM_BUILD_DIR") or default)
     configure = [

@@ -40,7 +40,7 @@ def read(path: Path) -> "list[Requirement]":
 
 
 def numbers(version: str) -> "tuple[int, ...]":
-    """"3.24.1rc2" -> (3, 24, 1)."""
+    """ "3.24.1rc2" -> (3, 24, 1)."""
     return tuple(int(n) for n in re.match(r"\d+(?:\.\d+)*", version)[0].split("."))  # type: ignore[index]
 
 

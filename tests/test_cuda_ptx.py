@@ -119,8 +119,12 @@ def test_wide_memory_access(
         assert wide, name
         assert re.search(r"st\.global\.wb\.v4\.[bfu]32", body), name
         if "AccessE0" in name:
-            narrow = re.findall(r"(?:ld\.global(?:\.nc)?|st\.global(?:\.wb)?)\.[bfu](?:8|16)\b", body)
+            narrow = re.findall(
+                r"(?:ld\.global(?:\.nc)?|st\.global(?:\.wb)?)\.[bfu](?:8|16)\b", body
+            )
             assert not narrow, (name, narrow)
+            single = re.findall(r"ld\.global(?:\.nc)?\.[bfu](?:32|64)\b", body)
+            assert len(single) <= 1, (name, single)  # the backward's rstd
     assert seen
 
 
@@ -142,12 +146,15 @@ def test_sums_are_fused_where_written(
 def test_registers_leave_the_plan_its_blocks(
     compiled: dict[tuple[str, str], tuple[str, dict[str, str]]], source: str, target: str
 ) -> None:
-    """The grid of the backward counts on 512 threads a multiprocessor, of its 65536 registers."""
+    """The grid of the backward counts on 512 threads a multiprocessor, of its 65536 registers; the
+    plain forward of aligned rows is to have 1024."""
     ptx, said = compiled[source, TARGETS[target]]
     headers = {name: body.split("{")[0] for name, body in bodies(ptx).items()}
     for kernel in kernels(said[target]):
         threads = int(re.findall(r"\.maxntid (\d+)", headers[kernel.name])[0])
         blocks = int((re.findall(r"\.minnctapersm (\d+)", headers[kernel.name]) or ["1"])[0])
         assert kernel.registers * threads * blocks <= 65536, kernel
-        aligned = "backward_rows" in kernel.name and "AccessE0" in kernel.name
-        assert not aligned or threads * blocks == 512, kernel
+        aligned = "AccessE0" in kernel.name
+        assert not (aligned and "backward_rows" in kernel.name) or threads * blocks == 512, kernel
+        plain = aligned and re.search(r"forward_rows\w*ELb0ELb0EEE", kernel.name)
+        assert not plain or threads * blocks == 1024, kernel

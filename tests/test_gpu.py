@@ -27,9 +27,7 @@ def without(folder: Path, *modules: str) -> str:
     return os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
 
 
-def test_small_form_of_the_later_stages(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_small_form_of_the_later_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine without tqdm and matplotlib, whose stages then only lack a bar and plots."""
     monkeypatch.setenv("PYTHONPATH", without(tmp_path / "lacks", "tqdm", "matplotlib"))
     out = tmp_path / "out"

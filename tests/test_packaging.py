@@ -51,8 +51,14 @@ def test_the_build_says_what_is_missing(tmp_path: Path) -> None:
     build = "import runpy, sys, pathlib; b = runpy.run_path(sys.argv[1]); "
     script = str(ROOT / "cmake" / "build.py")
     for code, expected in (
-        ("b['build'].__globals__['tool'] = lambda name: None; b['build'](pathlib.Path('x'))", "CMake"),
-        ("sys.path[:] = [p for p in sys.path if 'site-packages' not in p]; b['torch_root']()", "torch"),
+        (
+            "b['build'].__globals__['tool'] = lambda name: None; b['build'](pathlib.Path('x'))",
+            "CMake",
+        ),
+        (
+            "sys.path[:] = [p for p in sys.path if 'site-packages' not in p]; b['torch_root']()",
+            "torch",
+        ),
     ):
         done = subprocess.run(
             [sys.executable, "-c", build + code, script],

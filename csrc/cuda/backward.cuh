@@ -343,7 +343,8 @@ const char* launch_backward(const Backward& b, const Plan& p, void* stream) {
                                                  : run(std::integral_constant<Access, Access::any>{});
     if (error) return error;
   }
-  return launch_finalize<typename Types::W, typename Types::T>(b, static_cast<int>(partials_of(p, b.rows)), stream);
+  return launch_finalize<typename Types::W, typename Types::T>(b, static_cast<int>(partials_of(p, b.rows)),
+                                                               stream);
 }
 
 // One translation unit per dtype of x instantiates this.

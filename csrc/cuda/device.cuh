@@ -94,7 +94,8 @@ cudaError_t allow_shared(int bytes) {
 template <auto kKernel, class... Args>
 const char* launch(const Launch& l, void* stream, const Args&... args) {
 #if defined(__CUDACC__)
-  if (const auto error = allow_shared<kKernel>(l.shared_bytes); error != cudaSuccess) return message(l, error);
+  if (const auto error = allow_shared<kKernel>(l.shared_bytes); error != cudaSuccess)
+    return message(l, error);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = l.cluster;

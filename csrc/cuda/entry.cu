@@ -55,7 +55,8 @@ int64_t backward_workspace(const Backward& b) {
   int arch = 0;
   if (current_arch(arch) != cudaSuccess) return 0;  // backward reports it
   const Plan p = backward_plan(b.n, b.x_dtype, b.dy_dtype, arch);
-  return partials_of(p, b.rows) * b.n * ((b.dw != nullptr) + (b.db != nullptr)) * (b.x_dtype == Dtype::f64 ? 8 : 4);
+  return partials_of(p, b.rows) * b.n * ((b.dw != nullptr) + (b.db != nullptr)) *
+         (b.x_dtype == Dtype::f64 ? 8 : 4);
 }
 
 const char* backward(const Backward& b, void* stream) {

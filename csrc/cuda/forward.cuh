@@ -101,10 +101,16 @@ struct Held<V, kItems, kThreads, true> {
   }
 };
 
+// Threads of a multiprocessor that the registers are to leave room for: left alone, the compiler takes
+// so many that five blocks of 128 fit. The others hold more and would spill; they get what they need.
+template <int kShape, Access kAccess, bool kAdd, bool kCluster>
+constexpr int kForwardResident = kAccess == Access::aligned && !kAdd && !kCluster ? 1024 / kBlock<kShape> : 1;
+
 // Families `registers` and `cluster`: a row is read once, and all its loads are issued before the
 // first is used; of short rows those of several.
 template <class Types, int kShape, Access kAccess, bool kAdd, bool kCluster>
-__global__ void __launch_bounds__(kBlock<kShape>, 1) forward_rows(Forward f, int cluster) {
+__global__ void __launch_bounds__(kBlock<kShape>, kForwardResident<kShape, kAccess, kAdd, kCluster>)
+    forward_rows(Forward f, int cluster) {
   using T = typename Types::T;
   using X = typename Types::X;
   constexpr int V = Types::V, kThreads = kShapes[kShape].threads, kItems = kShapes[kShape].items;
