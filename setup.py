@@ -1,13 +1,15 @@
 """For pip: hands the build to cmake/build.py. All that is built is described in CMakeLists.txt."""
 
-import runpy
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-CMAKE = runpy.run_path(str(ROOT / "cmake" / "build.py"))
+spec = spec_from_file_location("fused_rmsnorm_build", ROOT / "cmake" / "build.py")
+driver = module_from_spec(spec)
+spec.loader.exec_module(driver)
 
 
 class CMakeBuild(build_ext):
@@ -16,7 +18,7 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         """Builds into the checkout's package (editable) or the one that becomes a wheel."""
         parent = ROOT / "python" if self.inplace else Path(self.build_lib)
-        CMAKE["build"](parent / "fused_rmsnorm")
+        driver.build(parent / "fused_rmsnorm")
 
 
 setup(

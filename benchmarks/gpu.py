@@ -3,15 +3,15 @@
 Stages, each with a time limit and each selectable, so that a run can be split:
 
 build      for the GPU that is there; a build without CUDA is a failure
-test       the whole test suite, which then runs on the GPU too: test/gpu, and test/host, the tests that
-           look at the kernels without one (emulator, PTX, C++)
+test       the whole test suite, which then runs on the GPU too: test/gpu, and test/host, the tests
+           that look at the kernels without one (emulator, PTX, C++)
 sanitize   compute-sanitizer (memcheck, racecheck, synccheck, initcheck) over every launch plan
-bench      the grid against F.layer_norm, F.rms_norm, compiled F.rms_norm and the peers installed; over
-           its limit it keeps what it has, and the same command goes on from there
+bench      the grid against F.layer_norm, F.rms_norm, compiled F.rms_norm and the peers installed;
+           over its limit it keeps what it has, and the same command goes on from there
 
-Works offline: a stage that lacks a program or package says so and fails alone. Writes gpu.json (what
-ran, how it ended), norms.json, norms.md and plots into --out. With --cpu every stage runs on the CPU
-in a small form, to see that the command itself works.
+Works offline: a stage that lacks a program or package says so and fails alone. Writes gpu.json
+(what ran, how it ended), norms.json, norms.md and plots into --out. With --cpu every stage runs on
+the CPU in a small form, to see that the command itself works.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def run(command: list[str], limit: float, env: dict[str, str] | None = None) -> 
     rc: int | None
     program = shutil.which(command[0], path=(env or os.environ).get("PATH")) or command[0]
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [program, *command[1:]],
             cwd=ROOT,
             env=env,
@@ -125,13 +126,17 @@ def run(command: list[str], limit: float, env: dict[str, str] | None = None) -> 
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            timeout=limit,
+            start_new_session=True,
         )
-        rc, said = done.returncode, done.stdout
-    except subprocess.TimeoutExpired as over:
-        rc, said = None, (over.stdout or b"").decode(errors="replace")
     except FileNotFoundError as missing:
         rc, said = 127, str(missing)
+    else:
+        try:
+            said = process.communicate(timeout=limit)[0]
+            rc = process.returncode
+        except subprocess.TimeoutExpired:  # ends with all that it started
+            os.killpg(process.pid, signal.SIGKILL)
+            said, rc = process.communicate()[0], None
     print(said[-4000:], flush=True)
     seconds = round(time.perf_counter() - start, 1)
     return {"command": command, "rc": rc, "seconds": seconds, "output": said[-4000:]}
@@ -165,18 +170,19 @@ def probe(device: str) -> None:
         affine = dtype if plain else torch.promote_types(dtype, torch.float32)
 
         def data(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-            return torch.randn(*shape, generator=random, dtype=dtype)  # noqa: B023
+            return torch.randn(*shape, generator=random, dtype=dtype)
 
         start = wide - n and 2
         x, dy = data(rows, wide)[:, start : start + n], data(rows, n)
         residual, w, b = data(rows, n), data(n, dtype=affine), data(n, dtype=affine)
         given = [x, None if plain else residual, w, None if plain else b]
         outcomes = []
-        for norm, where, kind in (
+        runs: tuple[tuple[Callable[..., Tensor], str, torch.dtype | None], ...] = (
             (definition, "cpu", torch.float64),
             (definition, "cpu", None),
             (ours, device, None),
-        ):
+        )
+        for norm, where, kind in runs:
             leaves = [t if t is None else _moved(t, where, kind) for t in given]
             y = norm(*leaves)
             grads = torch.autograd.grad(

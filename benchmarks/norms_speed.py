@@ -57,7 +57,7 @@ FULL_SHAPES = (
     *((8192, 2048), (2048, 8192), (1024, 16384), (128, 131072)),
 )
 FULL_ADD = ((1, 1024), (32, 512), (80, 1000), (512, 1024), (4096, 4096), (4096, 4097))
-# core: memory-bound rows of every launch plan, QK-norm, an odd N, and two that only latency decides.
+# core: memory-bound rows of every launch plan, QK-norm, an odd N, and two that latency decides.
 # The others look closer at one use, and take many minutes each where torch.compile takes part.
 GPU_GRIDS: dict[str, tuple[tuple[int, int], ...]] = {
     "core": (

@@ -1,7 +1,7 @@
 """Drives CMake: configures, builds and installs the one project into a package folder.
 
-``python cmake/build.py`` builds in place, into python/fused_rmsnorm (``make build``); setup.py calls
-``build`` for pip. Needs CMake and, if it is there, uses ninja; no setuptools.
+``python cmake/build.py`` builds in place, into python/fused_rmsnorm (``make build``); setup.py
+calls ``build`` for pip. Needs CMake and, if it is there, uses ninja; no setuptools.
 
 FUSED_RMSNORM_CUDA=0|1     CUDA half off, or its absence an error; otherwise it follows nvcc
 FUSED_RMSNORM_BUILD_DIR    where CMake builds (default: a folder per interpreter under build/)

@@ -1,7 +1,7 @@
 """Installs what is missing of requirements files: python requirements/ensure.py FILE...
 
-Where all is there, nothing is asked of pip or the network. A line may end in "# optional: WHAT IS LOST":
-if such a package cannot be installed, that is said, and the rest goes on without it.
+Where all is there, nothing is asked of pip or the network. A line may end in "# optional: WHAT IS
+LOST": if such a package cannot be installed, that is said, and the rest goes on without it.
 """
 
 import re
@@ -79,7 +79,7 @@ def main(paths: "list[str]") -> int:
         print(
             f"missing for {sys.executable}, and pip cannot install it (offline?): "
             f"{', '.join(r.line for r in needed)}\n"
-            "Carry the wheels here, pip install --no-index --find-links FOLDER PACKAGE, and run this again.",
+            "Carry the wheels here: pip install --no-index --find-links FOLDER PACKAGE.",
             file=sys.stderr,
         )
         return 1

@@ -48,17 +48,13 @@ def test_source_distribution(tmp_path: Path) -> None:
 
 def test_the_build_says_what_is_missing(tmp_path: Path) -> None:
     """CMake on no path, and an interpreter without torch: a sentence each, no traceback."""
-    build = "import runpy, sys, pathlib; b = runpy.run_path(sys.argv[1]); "
+    build = "import pathlib, runpy, sys; b = runpy.run_path(sys.argv[1])\n"
     script = str(ROOT / "cmake" / "build.py")
+    no_cmake = "b['build'].__globals__['tool'] = lambda name: None\n"
+    no_torch = "sys.path[:] = [p for p in sys.path if 'site-packages' not in p]\n"
     for code, expected in (
-        (
-            "b['build'].__globals__['tool'] = lambda name: None; b['build'](pathlib.Path('x'))",
-            "CMake",
-        ),
-        (
-            "sys.path[:] = [p for p in sys.path if 'site-packages' not in p]; b['torch_root']()",
-            "torch",
-        ),
+        (no_cmake + "b['build'](pathlib.Path('x'))", "CMake >= 3.24, which is missing"),
+        (no_torch + "b['torch_root']()", "install torch >= 2.11"),
     ):
         done = subprocess.run(
             [sys.executable, "-c", build + code, script],
