@@ -243,6 +243,12 @@ void errors(Checker& check) {
     check.that(message && std::strstr(message, "2^30"),
                [] { return std::string("too long a row is taken"); });
   }
+  // The workspace is that of the rows there are, not of the most partials that a plan may make.
+  b.n = b.k = int64_t{1} << 30, b.dw = &b;
+  check.that(cuda::backward_workspace(b) == b.n * 4, [] { return std::string("workspace of one long row"); });
+  b.n = b.k = 4096, b.rows = 3, b.db = &b;
+  check.that(cuda::backward_workspace(b) == 3 * 2 * b.n * 4,
+             [] { return std::string("workspace of three rows"); });
 }
 
 }  // namespace
