@@ -25,6 +25,7 @@ residual have the same placements, none of them Partial.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -41,6 +42,10 @@ from torch.distributed.tensor._ops.utils import (
 )
 
 _ops = torch.ops.fused_rmsnorm
+# Rows stay split where some ranks have none: an option of torch since 2.13.
+_FEWER_ROWS_THAN_RANKS: dict[str, Any] = {"allow_uneven_sharding": True}
+if _FEWER_ROWS_THAN_RANKS.keys() - inspect.signature(expand_to_full_mesh_op_strategy).parameters:
+    _FEWER_ROWS_THAN_RANKS = {}
 _AFFINE = ("weight", "bias")
 _AFFINE_GRADS = ("dw", "db")
 
@@ -82,6 +87,7 @@ def _strategy(op_schema: OpSchema) -> OpStrategy:
         [rule(rows) for rows in (Replicate(), *splits)],
         input_index=len(outputs),
         inplace_op=in_place,
+        **_FEWER_ROWS_THAN_RANKS,
     )
 
 
@@ -188,37 +194,51 @@ class _SplitRows:
         return dx, dw, db
 
 
-def _splits_columns(t: Any) -> bool:
-    return isinstance(t, DTensor) and Shard(t.ndim - 1) in t.placements
+def _splits_columns(x: Any, *others: Any) -> bool:
+    """Whether _SplitRows applies: DTensors of one mesh, and chunks of columns on each rank."""
+    if not isinstance(x, DTensor) or Shard(x.ndim - 1) not in x.placements:
+        return False
+    in_strides = any(
+        getattr(p, "dim", None) == x.ndim - 1 and p != Shard(x.ndim - 1) for p in x.placements
+    )
+    return not in_strides and all(
+        isinstance(t, DTensor) and t.device_mesh == x.device_mesh for t in others if t is not None
+    )
+
+
+# What follows sees the DTensors first; what it leaves (NotImplemented) takes the strategy.
 
 
 def _fwd(x: Any, weight: Any = None, bias: Any = None, *options: Any) -> Any:
-    if not _splits_columns(x):
+    if not _splits_columns(x, weight, bias):
         return NotImplemented
-    return _SplitRows(x, *options).forward(weight, bias)
+    with torch.no_grad():
+        return _SplitRows(x, *options).forward(weight, bias)
 
 
 def _add_fwd(x: Any, residual: Any, *others: Any) -> Any:
-    if not (_splits_columns(x) or _splits_columns(residual)):
+    if not (_splits_columns(x, residual) or _splits_columns(residual, x)):
         return NotImplemented
-    s = (x + residual).contiguous()
-    y, rstd = _ops.rms_norm_fwd(s, *others)
-    return y, s, rstd
+    with torch.no_grad():
+        s = (x + residual).contiguous()
+        y, rstd = _ops.rms_norm_fwd(s, *others)
+        return y, s, rstd
 
 
 def _add_in_place(x: Any, residual: Any, *others: Any) -> Any:
-    if not _splits_columns(x) or x.placements != residual.placements:
+    moves = x.placements != residual.placements or any(p.is_partial() for p in x.placements)
+    if moves or not _splits_columns(x, residual):
         return NotImplemented
     y, s, _ = _add_fwd(x, residual, *others)
     residual.copy_(s)
     x.copy_(y)
-    return None
 
 
 def _bwd(dy: Any, x: Any, weight: Any, rstd: Any, grad_sum: Any, mask: Any, *options: Any) -> Any:
-    if not _splits_columns(x):
+    if not _splits_columns(x, dy, weight, rstd, grad_sum):
         return NotImplemented
-    return _SplitRows(x, *options).backward(dy, weight, rstd, grad_sum, mask)
+    with torch.no_grad():
+        return _SplitRows(x, *options).backward(dy, weight, rstd, grad_sum, mask)
 
 
 def _register() -> None:
@@ -240,9 +260,6 @@ def _register() -> None:
 
 
 def _register_rule(op: OpOverload, function: Callable[..., Any]) -> None:
-    """``function`` sees the DTensors first; what it leaves (NotImplemented) takes the strategy."""
-
-    @torch.no_grad()
     def rule(cls: type, op: OpOverload, types: Any, args: Any, kwargs: Any = None) -> Any:
         return function(*args, **(kwargs or {}))
 
