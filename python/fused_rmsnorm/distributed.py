@@ -21,6 +21,10 @@ a torch.Tensor beside a DTensor       RuntimeError, as from every operator of to
 
 ``add_rms_norm_``, which works in place, moves nothing: it raises RuntimeError unless input and
 residual have the same placements, none of them Partial.
+
+In parallelize_module, SequenceParallel() is the style for the modules of this package. It drops a
+second positional argument: AddRMSNorm under it is called with ``residual=``, by keyword, or made
+parallel by torch.distributed.tensor.distribute_module. fully_shard needs nothing of all this.
 """
 
 from __future__ import annotations
@@ -50,6 +54,11 @@ _AFFINE = ("weight", "bias")
 _AFFINE_GRADS = ("dw", "db")
 
 
+def _dim(p: Placement, otherwise: int) -> int:
+    """The dimension that ``p`` splits, in chunks or in strides."""
+    return getattr(p, "dim", otherwise)
+
+
 def _strategy(op_schema: OpSchema) -> OpStrategy:
     """Where an operator can run as it is: on whole rows. DTensor chooses what costs least."""
     schema = op_schema.op._schema
@@ -64,7 +73,7 @@ def _strategy(op_schema: OpSchema) -> OpStrategy:
         )
     splits: list[Placement] = [Shard(d) for d in range(x.ndim - 1)]
     # Rows may also be split in strides, as by a view that flattened split dimensions.
-    splits += {p for p in x.placements if getattr(p, "dim", x.ndim) < x.ndim - 1} - set(splits)
+    splits += [p for p in x.placements if _dim(p, x.ndim) < x.ndim - 1 and p not in splits]
 
     outputs = [output.name for output in schema.returns]
     wanted = dict.fromkeys(outputs, True)
@@ -119,7 +128,7 @@ class _SplitRows:
         self.x = self.local(x, self.rows).to(self.acc)
         self.eps = torch.finfo(self.acc).eps if eps is None else eps
         n = x.shape[-1]
-        self.k = n if p is None else math.ceil(Fraction(repr(p)) * n)
+        self.k = n if p is None else math.ceil(Fraction(repr(p)) * int(n))
         # Which columns the statistic reads, laid out as a weight is; None for all.
         self.head: Tensor | None = None
         if self.k < n:
@@ -139,7 +148,7 @@ class _SplitRows:
         return self.wrap(t, placements, torch.Size([*self.shape[:-1], 1]))
 
     def mean(self, t: Tensor) -> Tensor:
-        """Sum over whole rows, over k."""
+        """Sum over whole rows, by k: the one all-reduce."""
         total = self.wrap_stat(t.sum(-1, keepdim=True), self.row_sums)
         return self.local(total, self.stats) / self.k
 
@@ -195,13 +204,12 @@ class _SplitRows:
 
 
 def _splits_columns(x: Any, *others: Any) -> bool:
-    """Whether _SplitRows applies: DTensors of one mesh, and chunks of columns on each rank."""
+    """Whether _SplitRows applies: DTensors of one mesh, x with a chunk of columns on each rank."""
     if not isinstance(x, DTensor) or Shard(x.ndim - 1) not in x.placements:
         return False
-    in_strides = any(
-        getattr(p, "dim", None) == x.ndim - 1 and p != Shard(x.ndim - 1) for p in x.placements
-    )
-    return not in_strides and all(
+    last = x.ndim - 1
+    in_chunks = all(_dim(p, -1) != last or p == Shard(last) for p in x.placements)
+    return in_chunks and all(
         isinstance(t, DTensor) and t.device_mesh == x.device_mesh for t in others if t is not None
     )
 
@@ -226,8 +234,9 @@ def _add_fwd(x: Any, residual: Any, *others: Any) -> Any:
 
 
 def _add_in_place(x: Any, residual: Any, *others: Any) -> Any:
-    moves = x.placements != residual.placements or any(p.is_partial() for p in x.placements)
-    if moves or not _splits_columns(x, residual):
+    if not _splits_columns(x, residual):
+        return NotImplemented
+    if x.placements != residual.placements or any(p.is_partial() for p in x.placements):
         return NotImplemented
     y, s, _ = _add_fwd(x, residual, *others)
     residual.copy_(s)
@@ -261,7 +270,7 @@ def _register() -> None:
 
 def _register_rule(op: OpOverload, function: Callable[..., Any]) -> None:
     def rule(cls: type, op: OpOverload, types: Any, args: Any, kwargs: Any = None) -> Any:
-        return function(*args, **(kwargs or {}))
+        return function(*args)  # all of them: the dispatcher makes keywords positional
 
     torch.library.register_torch_dispatch(op._schema.name, DTensor, rule)
 

@@ -114,23 +114,26 @@ def fused_add_in_place(mesh):
 @on(2)
 def inference_mode(mesh):
     """In which composite operators arrive whole."""
-    case = Case()
+    case = Case(p=0.3)
     o = case.options
     keywords = {**o.keywords(), "eps": o.eps}
     affine = [distribute_tensor(t, mesh, [WHOLE]) for t in (case.weight, case.bias)]
     for split in (Shard(1), COLUMNS):
         with torch.inference_mode():
             x, residual = (distribute_tensor(t, mesh, [split]) for t in (case.x, case.residual))
-            for call in (
-                lambda x=x: case.norm(x, *affine),
-                lambda x=x: ops.rms_norm(x, *affine, **keywords),
-                lambda x=x: ops.rms_norm_composite(x, *affine, **keywords),
+            reduced = {"all_reduce": 1} if split == COLUMNS else {}
+            for op, moved in (
+                (ops.rms_norm, [reduced]),
+                # Slicing columns for p gathers them in the composed definition.
+                (ops.rms_norm_composite, [reduced, {"all_gather_into_tensor": 1}]),
             ):
-                y, counted = communication(call)
-                # Only torch's own slicing of columns, in the composite, gathers them.
-                assert counted in ({}, {"all_reduce": 1}, {"all_gather_into_tensor": 1})
+                y, counted = communication(lambda op=op, x=x: op(x, *affine, **keywords))
+                assert counted in moved
                 assert placements(y) == [(split,)]
                 assert_forward(whole(y), case.x, case.weight, case.bias, o)
+            assert same_bits(
+                case.norm(x, *affine).to_local(), ops.rms_norm(x, *affine, **keywords).to_local()
+            )
             y, s = ops.add_rms_norm(x, residual, *affine, **keywords)
             assert_forward(whole(y), whole(s), case.weight, case.bias, o)
 

@@ -19,6 +19,8 @@ from reference import assert_forward, same_bits
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.distributed.tensor.experimental import implicit_replication
 
+from fused_rmsnorm import distributed
+
 
 @on(2)
 def rows_split(mesh):
@@ -74,7 +76,9 @@ def replicated(mesh):
 def no_rows_on_one_rank(mesh):
     for shape in ((1, 4, 32), (0, 4, 32)):
         case = Case(shape=shape)
-        results, _, _ = case.split(mesh, [Shard(0)])
+        results, forward, backward = case.split(mesh, [Shard(0)])
+        if distributed._FEWER_ROWS_THAN_RANKS:  # an older torch gathers the rows
+            assert (forward, backward) == ({}, {})
         case.assert_right(*results)
         assert same_bits(whole(results[0]), case.alone()[0])
 
