@@ -124,16 +124,14 @@ def fsdp2_from_meta(mesh):
     for part in block.modules():
         if hasattr(part, "reset_parameters"):
             part.reset_parameters()
-    started = Block().state_dict()
-    for name, t in block.state_dict().items():
-        assert t.placements == (Shard(0),)
-        if "norm" in name:
-            assert same_bits(whole(t), started[name]), name
+    start = {"norm.weight": 0, "add_norm.weight": 1, "add_norm.bias": 0, "p_norm.weight": 1}
     with torch.no_grad():
-        for name, p in block.named_parameters():
-            p.copy_(
-                distribute_tensor(dict(same_block().named_parameters())[name], mesh, [Shard(0)])
-            )
+        for (name, p), want in zip(
+            block.named_parameters(), same_block().parameters(), strict=True
+        ):
+            assert p.placements == (Shard(0),)
+            assert name not in start or bool((whole(p) == start[name]).all()), name
+            p.copy_(distribute_tensor(want, mesh, [Shard(0)]))
     x = numbers((4, 6, 32), torch.float32, "cpu", 40)
     y = block(x.chunk(2)[mesh.get_local_rank()])
     assert same_bits(y.detach(), same_block()(x).chunk(2)[mesh.get_local_rank()].detach())

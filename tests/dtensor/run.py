@@ -9,6 +9,7 @@ import traceback
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from dtensor import columns, modules, operators, rows  # noqa: F401
@@ -34,7 +35,7 @@ def run(rank: int, ranks: int, folder: Path) -> None:
         try:
             check(mesh)
             failures[name] = None
-        except Exception:
+        except (Exception, pytest.fail.Exception):
             failures[name] = traceback.format_exc()
         dist.destroy_process_group()
     (folder / f"{rank}.json").write_text(json.dumps(failures))
