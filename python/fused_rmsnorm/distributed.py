@@ -46,7 +46,7 @@ from torch.distributed.tensor._ops.utils import (
 )
 
 _ops = torch.ops.fused_rmsnorm
-# Rows stay split where some ranks have none: an option of torch since 2.13.
+# Rows stay split where some ranks have none: an option that torch 2.11 does not have yet.
 _FEWER_ROWS_THAN_RANKS: dict[str, Any] = {"allow_uneven_sharding": True}
 if _FEWER_ROWS_THAN_RANKS.keys() - inspect.signature(expand_to_full_mesh_op_strategy).parameters:
     _FEWER_ROWS_THAN_RANKS = {}
