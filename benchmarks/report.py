@@ -53,9 +53,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> l
     return ["| " + " | ".join(line[i] for i in shown) + " |" for line in lines]
 
 
-def spread(t: Timing, unit: float) -> str:
-    """Median and p20 … p80, with one decimal, of ``unit`` per second: 1e3 is ms."""
-    return f"{t.median * unit:.1f} ({t.p20 * unit:.1f} … {t.p80 * unit:.1f})"
+def spread(t: Timing, unit: float, digits: int = 1) -> str:
+    """Median and p20 … p80 in a unit that is 1 / ``unit`` seconds: 1e3 gives ms."""
+    median, p20, p80 = (f"{v * unit:.{digits}f}" for v in (t.median, t.p20, t.p80))
+    return f"{median} ({p20} … {p80})"
 
 
 def times_of(entry: dict[str, Any]) -> dict[str, Timing]:
@@ -167,8 +168,10 @@ def compile_table(data: dict[str, Any]) -> list[str]:
         times = times_of(e)
         base = next(name for name in COMPILED if name in times)
         ratios = (ratio(times, name, base) if name != base else "1" for name in COMPILED)
-        rows.append([e["context"], e["dtype"], e["direction"], spread(times[base], 1e3), *ratios])
-    header = ["context", "dtype", "direction", "ms of the column with 1", *COMPILED.values()]
+        rows.append(
+            [e["context"], e["dtype"], e["direction"], spread(times[base], 1e3, digits=3), *ratios]
+        )
+    header = ["context", "dtype", "direction", "ms of that with 1 (p20 … p80)", *COMPILED.values()]
     return table(header, rows, 3)
 
 
