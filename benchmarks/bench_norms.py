@@ -148,7 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = options_of(args)
     folder = args.out or RESULTS / hardware_slug(environment())
     results = Results(folder / "norms.json", "norms", options, resume=not args.fresh)
-    print(results.note)
+    if results.note:
+        print(results.note)
     try:
         run(results, options)
     except KeyboardInterrupt:

@@ -12,9 +12,8 @@ each forward under no_grad, and forward with backward, as training does; the opt
 same for all, is left out. Before anything is timed, every RMSNorm's output is compared with that
 of nn.RMSNorm in eager mode.
 
-Writes benchmarks/results/<hardware>/compile_modes.json and compile_modes.md. A model takes up to a
-minute to compile: 20 minutes in all on 2 cores. Ctrl-C keeps what is done; the same command goes
-on from there.
+Writes benchmarks/results/<hardware>/compile_modes.json and compile_modes.md; most of the time goes
+into compiling. Ctrl-C keeps what is done; the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -250,7 +249,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = Results(
         folder / "compile_modes.json", "compile_modes", options, resume=not args.fresh
     )
-    print(results.note)
+    if results.note:
+        print(results.note)
     todo = list(itertools.product(args.contexts, args.dtypes, DIRECTIONS))
     try:
         for context, dtype, direction in tqdm(todo, bar_format="{l_bar}{bar}| {elapsed}"):
