@@ -200,6 +200,9 @@ def _time_context(
         torch.manual_seed(0)
         made = AddNorm if name in ADD_VARIANTS else make
         model = made(norm, sizes).to(device, dtype)
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # a norm's weight: 1 would hide that it is not used
+                nn.init.normal_(parameter, 1, 0.1)
         run: Any = torch.compile(model, dynamic=False) if is_compiled else model
         call = _call(run, list(model.parameters()), grads, backward)
         contenders.append(Contender(name, call, [inputs]))
