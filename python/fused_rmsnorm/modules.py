@@ -98,6 +98,12 @@ class RMSNorm(nn.RMSNorm):
             casting_mode=self.casting_mode,
         )
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Asked for by torch.jit.script."""
+        from .scripting import scriptable
+
+        return scriptable(self)
+
     def extra_repr(self) -> str:
         """What torch.nn.RMSNorm prints, and after it what differs from its behaviour."""
         text = super().extra_repr()
