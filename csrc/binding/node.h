@@ -33,12 +33,12 @@ auto make_node() {
 }
 
 // The pointer with which an output that a Node saved is unpacked.
-template <class N>
-NodePtr pointer_to(N& node) {
+template <class N, class Pointer = NodePtr>  // a parameter, so that torch need not have both kinds
+Pointer pointer_to(N& node) {
   if constexpr (kSharedNodes) {
     return node.shared_from_this();
   } else {
-    return NodePtr::reclaim_copy(&node);
+    return Pointer::reclaim_copy(&node);
   }
 }
 
