@@ -6,9 +6,9 @@ import re
 import pytest
 import torch
 from cases import LAYOUTS, lay_out, numbers
+from functorch.compile import make_boxed_func
 from reference import Options, assert_backward, assert_forward, same_bits
 from torch import nn
-from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
@@ -379,7 +379,9 @@ def test_functional_call_inside():
 
 def test_tensor_subclass():
     """A wrapper subclass goes through; one with a __torch_function__ fails for torch's own, too."""
-    both = TwoTensor(numbers((4, N), torch.float32, "cpu", 0), numbers((4, N), torch.float32, "cpu", 1))
+    both = TwoTensor(
+        numbers((4, N), torch.float32, "cpu", 0), numbers((4, N), torch.float32, "cpu", 1)
+    )
     w = numbers(N, torch.float32, "cpu", 2)
     y = compiled(lambda x: F.rms_norm(x, N, w))(both)
     assert same_bits(y.a, F.rms_norm(both.a, N, w))

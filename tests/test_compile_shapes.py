@@ -1,5 +1,5 @@
-"""torch.compile and fake tensors where sizes are not numbers: at most one recompilation over a range
-of batch sizes, a hidden size that varies, and sizes that depend on data."""
+"""torch.compile and fake tensors where sizes are not numbers: at most one recompilation over a
+range of batch sizes, a hidden size that varies, and sizes that depend on data."""
 
 import pytest
 import torch
@@ -45,8 +45,8 @@ def counted(function, backend="aot_eager", **kwargs):
 
 
 class NoRecompilation:
-    """From the second call on. With dynamic=True torch compiles the first one twice wherever a float
-    is passed (nn.LayerNorm's eps, too): it is a symbol at first."""
+    """From the second call on. With dynamic=True torch compiles the first one twice wherever a
+    float is passed (nn.LayerNorm's eps, too): it is a symbol at first."""
 
     def __init__(self, counter):
         self.counter, self.first = counter, None
@@ -121,8 +121,10 @@ def test_hidden_size_that_varies(p):
 
 
 def test_hidden_size_in_fuse_mode():
-    """With p the graph holds a number of columns: right for each size, at a compilation for each."""
-    compiled, _ = counted(lambda x, w: F.composite_rms_norm(x, x.shape[-1], w, p=0.07), dynamic=True)
+    """With p the graph holds a number of columns: right for each size, compiled for each."""
+    compiled, _ = counted(
+        lambda x, w: F.composite_rms_norm(x, x.shape[-1], w, p=0.07), dynamic=True
+    )
     for n in (40, 100, 101):
         x, w = leaf((3, n)), leaf(n, 1)
         expected = results(lambda x, w: F.rms_norm(x, x.shape[-1], w, p=0.07), (x, w))
