@@ -11,7 +11,7 @@ from reference import Options, assert_backward, assert_forward, same_bits
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
-from torch._inductor.utils import run_and_get_code
+from torch._inductor.utils import fresh_cache, run_and_get_code
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.testing._internal.two_tensor import TwoTensor
 
@@ -161,7 +161,7 @@ class Norms(nn.Module):
     def forward(self, *inputs):
         *plain, last = zip(self.norms, inputs, strict=True)
         norm, x = last
-        return (*(n(t) for n, t in plain), *norm(x, x.flip(0)))
+        return (*(n(t) for n, t in plain), *norm(x, x))
 
 
 def test_inductor_opaque():
@@ -425,18 +425,36 @@ def test_second_derivatives():
         (lambda x: F.add_rms_norm(x, x[:1], N), "residual must have input's shape"),
         (lambda x: F.rms_norm(x.long(), N), "input must have a floating-point or complex dtype"),
     ],
-    ids=str,
+    ids=["p", "weight", "input's shape", "residual", "input's dtype"],
 )
 def test_errors_name_the_argument(call, message):
     with pytest.raises(Exception, match=message):
         compiled(call)(torch.ones(4, N))
 
 
+@pytest.mark.parametrize("mode", ["opaque", "fuse"])
+def test_errors_of_the_add(mode):
+    """A plain sum would promote and broadcast."""
+    x = torch.ones(4, N)
+    for residual, message in (
+        (x.double(), "residual must have input's dtype"),
+        (x[:1], "residual must have input's shape"),
+    ):
+        with pytest.raises(Exception, match=message):
+            compiled(AddRMSNorm(N, compile_mode=mode))(x, residual)
+
+
+@pytest.mark.skipif(
+    torch.compiler.config.force_disable_caches, reason="the environment forces the caches off"
+)
 def test_compile_caches_take_the_operators():
     """Nothing here keeps a graph out of the cache that makes the next start fast."""
-    torch.compiler.reset()
-    with torch._functorch.config.patch(enable_autograd_cache=True):
-        y = compiled(Norms("opaque"), "inductor")(*Norms("opaque").inputs())
-    assert all(t.requires_grad for t in y)
-    assert counters["aot_autograd"]["autograd_cache_bypass"] == 0
-    assert counters["inductor"]["fxgraph_cache_bypass"] == 0
+    norm = AddRMSNorm(N, p=0.5, bias=True)
+    x, residual = leaf((4, N)), leaf((4, N), 1)
+    with fresh_cache():
+        for _ in range(2):
+            torch._dynamo.reset()
+            bits_of(compiled(norm, "inductor"), (x, residual))
+    cache = counters["aot_autograd"]
+    assert (cache["autograd_cache_saved"], cache["autograd_cache_hit"]) == (1, 1)
+    assert cache["autograd_cache_bypass"] == 0

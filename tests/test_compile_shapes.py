@@ -180,6 +180,7 @@ def test_columns_chosen_by_data(p):
         compiled, counter = counted(norm)
         for n in (2, 17, N):
             args = leaf((3, N)), leaf(N, 1), torch.tensor(n)
+            torch._dynamo.mark_dynamic(args[1], 0)  # the slice may then be shorter than n
             assert_same(compiled, norm, *args)
     assert counter.frame_count == 1
 

@@ -77,5 +77,4 @@ def scriptable(module: RMSNorm) -> nn.Module:
         return module
     twin = copy.copy(module)
     twin.__class__ = stand_in
-    twin.weight_offset = float(module.weight_offset)
     return twin
