@@ -6,14 +6,11 @@ import re
 import pytest
 import torch
 from cases import LAYOUTS, lay_out, numbers
-from functorch.compile import make_boxed_func
+from compiling import assert_same_bits, bits_of, compiled, leaf, operators_compiled
 from reference import Options, assert_backward, assert_forward, same_bits
 from torch import nn
-from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache, run_and_get_code
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
-from torch.testing._internal.two_tensor import TwoTensor
 
 from fused_rmsnorm import AddRMSNorm, PRMSNorm, RMSNorm, replace_rms_norm_
 from fused_rmsnorm import functional as F
@@ -39,52 +36,6 @@ TYPES = [
 def fresh():
     torch._dynamo.reset()
     counters.clear()
-
-
-def compiled(function, backend="aot_eager", **kwargs):
-    return torch.compile(function, fullgraph=True, backend=backend, **kwargs)
-
-
-def as_tuple(y):
-    return y if isinstance(y, tuple) else (y,)
-
-
-def bits_of(function, args, seed=50):
-    """Results of a function and the gradients of everything that requires one."""
-    y = as_tuple(function(*args))
-    leaves = [t for t in args if isinstance(t, torch.Tensor) and t.requires_grad]
-    if isinstance(function, nn.Module):
-        leaves += function.parameters()
-    dy = [numbers(t.shape, t.dtype, "cpu", seed + i) for i, t in enumerate(y)]
-    return (*y, *torch.autograd.grad(y, leaves, dy))
-
-
-def assert_same_bits(function, *args, backend="aot_eager", **kwargs):
-    results = zip(
-        bits_of(compiled(function, backend, **kwargs), args), bits_of(function, args), strict=True
-    )
-    for i, (actual, expected) in enumerate(results):
-        assert same_bits(actual, expected), f"result {i}"
-        assert actual.stride() == expected.stride(), f"result {i}"
-
-
-def leaf(size, seed=0, dtype=torch.float32):
-    return numbers(size, dtype, "cpu", seed).requires_grad_()
-
-
-def operators_compiled(function, *args) -> set[str]:
-    """What a compiler such as Inductor is handed for one forward and backward."""
-    seen = set()
-
-    def collect(graph: torch.fx.GraphModule, inputs: list):
-        seen.update(str(n.target) for n in graph.graph.nodes if n.op == "call_function")
-        return make_boxed_func(graph.forward)
-
-    backend = aot_autograd(fw_compiler=collect, bw_compiler=collect)
-    y = as_tuple(compiled(function, backend)(*args))[0]
-    if y.requires_grad:
-        y.sum().backward()
-    return seen
 
 
 @pytest.mark.parametrize("types", TYPES, ids=str)
@@ -332,88 +283,6 @@ def test_add_in_place():
         assert result[0] is x
         assert result[1] is residual
         assert all(same_bits(a, e) for a, e in zip(result, expected, strict=True))
-
-
-TRANSFORMS = {
-    "grad": lambda f: grad(lambda x, w: f(x, w).sin().sum(), (0, 1)),
-    "grad of grad": lambda f: grad(
-        lambda x, w: grad(lambda x: f(x, w).sin().sum())(x).square().sum(), (0, 1)
-    ),
-    "jvp": lambda f: lambda x, w: jvp(f, (x, w), (x.cos(), w.cos())),
-    "jacrev": lambda f: jacrev(f, (0, 1)),
-    "jacfwd": lambda f: jacfwd(f, (0, 1)),
-    "hessian": lambda f: hessian(lambda x, w: f(x, w).sin().sum()),
-    "vmap over weights": lambda f: lambda x, w: vmap(f, (None, 0))(x, w * x),
-    "vmap of grad": lambda f: vmap(grad(lambda x, w: f(x, w).sin().sum(), (0, 1)), (0, None)),
-}
-
-
-@pytest.mark.parametrize("name", TRANSFORMS)
-def test_torch_func_inside(name):
-    """fp64, for the compiled graph may order the composite's sums in its own way."""
-    x, w = (numbers(s, torch.float64, "cpu", i) for i, s in enumerate([(2, 6), 6]))
-    function = TRANSFORMS[name](lambda x, w: F.rms_norm(x, 6, w, p=0.5))
-    torch.testing.assert_close(compiled(function)(x, w), function(x, w), rtol=1e-12, atol=1e-13)
-
-
-def test_vmap_inside_stays_fused():
-    """One call for the batch: under vmap the operators decompose as they do without."""
-    x, w = numbers((4, 3, N), torch.float32, "cpu", 0), numbers(N, torch.float32, "cpu", 1)
-    function = lambda x, w: vmap(lambda x: F.rms_norm(x, N, w))(x)  # noqa: E731
-    seen = operators_compiled(function, x, w)
-    assert {name for name in seen if "getitem" not in name} - {"aten.permute.default"} == {
-        "fused_rmsnorm.rms_norm_fwd.default"
-    }
-    assert same_bits(compiled(function)(x, w), F.rms_norm(x, N, w))
-
-
-def test_functional_call_inside():
-    norm = RMSNorm(N, bias=True)
-    x, w, b = leaf((4, N)), leaf(N, 1), leaf(N, 2)
-
-    def call(x, w, b):
-        return functional_call(norm, {"weight": w, "bias": b}, (x,))
-
-    assert_same_bits(call, x, w, b)
-
-
-def test_tensor_subclass():
-    """A wrapper subclass goes through; one with a __torch_function__ fails for torch's own, too."""
-    both = TwoTensor(
-        numbers((4, N), torch.float32, "cpu", 0), numbers((4, N), torch.float32, "cpu", 1)
-    )
-    w = numbers(N, torch.float32, "cpu", 2)
-    y = compiled(lambda x: F.rms_norm(x, N, w))(both)
-    assert same_bits(y.a, F.rms_norm(both.a, N, w))
-    assert same_bits(y.b, F.rms_norm(both.b, N, w))
-
-    class Named(torch.Tensor):
-        pass
-
-    x = both.a.as_subclass(Named)
-    assert type(F.rms_norm(x, N, w)) is Named
-    for function in (F.rms_norm, nn.functional.rms_norm):
-        with pytest.raises(torch._dynamo.exc.Unsupported, match="no implementation found"):
-            compiled(lambda x, norm=function: norm(x, (N,), w))(x)
-
-
-def test_second_derivatives():
-    """Of a compiled function PyTorch gives none, of its own operators neither; inside of one, it
-    does."""
-    x, w = leaf((4, N)), leaf(N, 1)
-    for norm in (F.rms_norm, nn.functional.layer_norm):
-        y = compiled(lambda x, norm=norm: norm(x, (N,), w))(x)
-        (dx,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="does not currently support double backward"):
-            torch.autograd.grad(dx.sum(), x)
-
-    def second(x, w):
-        (dx,) = torch.autograd.grad(F.rms_norm(x, N, w).sin().sum(), x, create_graph=True)
-        return torch.autograd.grad(dx.square().sum(), (x, w))
-
-    with torch._dynamo.config.patch(trace_autograd_ops=True):
-        actual = compiled(second)(x, w)
-    assert all(same_bits(a, e) for a, e in zip(actual, second(x, w), strict=True))
 
 
 @pytest.mark.parametrize(

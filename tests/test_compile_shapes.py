@@ -4,6 +4,7 @@ range of batch sizes, a hidden size that varies, and sizes that depend on data."
 import pytest
 import torch
 from cases import numbers
+from compiling import assert_same_results, bits_of, leaf
 from reference import same_bits
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
@@ -18,25 +19,6 @@ N = 40
 @pytest.fixture(autouse=True)
 def fresh():
     torch._dynamo.reset()
-
-
-def leaf(size, seed=0, dtype=torch.float32):
-    return numbers(size, dtype, "cpu", seed).requires_grad_()
-
-
-def results(function, args):
-    """y and the gradients of all that requires one."""
-    y = function(*args)
-    outputs = y if isinstance(y, tuple) else (y,)
-    leaves = [t for t in args if isinstance(t, torch.Tensor) and t.requires_grad]
-    dy = [numbers(t.shape, t.dtype, "cpu", 60 + i) for i, t in enumerate(outputs)]
-    return (*outputs, *torch.autograd.grad(outputs, leaves, dy))
-
-
-def assert_same(compiled, function, *args):
-    pairs = zip(results(compiled, args), results(function, args), strict=True)
-    for i, (actual, expected) in enumerate(pairs):
-        assert same_bits(actual, expected), f"result {i}"
 
 
 def counted(function, backend="aot_eager", **kwargs):
@@ -66,7 +48,7 @@ def test_batch_sizes(kind, marked):
         args = [leaf((rows, 2, N), i) for i in range(1 + (kind is AddRMSNorm))]
         for t in args if marked else ():
             torch._dynamo.mark_dynamic(t, 0)
-        assert_same(compiled, norm, *args)
+        assert_same_results(compiled, norm, *args)
     assert counter.frame_count == (1 if marked else 2)
 
 
@@ -75,7 +57,7 @@ def test_batch_sizes_in_fuse_mode():
     compiled, counter = counted(norm)
     for rows in (3, 5, 8, 13, 64):
         x = leaf((rows, 2, N))
-        torch.testing.assert_close(results(compiled, (x,)), results(eager, (x,)))
+        torch.testing.assert_close(bits_of(compiled, (x,)), bits_of(eager, (x,)))
     assert counter.frame_count == 2
 
 
@@ -101,7 +83,7 @@ def test_several_sizes_at_once():
     compiled, counter = counted(norm, dynamic=True)
     check = NoRecompilation(counter)
     for a, b, c, d in ((2, 3, 4, 5), (3, 2, 6, 7), (4, 5, 8, 9)):
-        assert_same(compiled, norm, leaf((a, b, c, d)), leaf((c, d), 1))
+        assert_same_results(compiled, norm, leaf((a, b, c, d)), leaf((c, d), 1))
         check.after_call()
 
 
@@ -116,7 +98,7 @@ def test_hidden_size_that_varies(p):
     compiled, counter = counted(norm, dynamic=True)
     check = NoRecompilation(counter)
     for n in (40, 100, 101, 7):
-        assert_same(compiled, norm, leaf((3, n)), leaf((3, n), 1), leaf(n, 2))
+        assert_same_results(compiled, norm, leaf((3, n)), leaf((3, n), 1), leaf(n, 2))
         check.after_call()
 
 
@@ -127,8 +109,8 @@ def test_hidden_size_in_fuse_mode():
     )
     for n in (40, 100, 101):
         x, w = leaf((3, n)), leaf(n, 1)
-        expected = results(lambda x, w: F.rms_norm(x, x.shape[-1], w, p=0.07), (x, w))
-        torch.testing.assert_close(results(compiled, (x, w)), expected)
+        expected = bits_of(lambda x, w: F.rms_norm(x, x.shape[-1], w, p=0.07), (x, w))
+        torch.testing.assert_close(bits_of(compiled, (x, w)), expected)
 
 
 @pytest.mark.parametrize("p", [None, 0.3])
@@ -143,7 +125,7 @@ def test_rows_chosen_by_data(p):
         compiled, counter = counted(norm)
         for shift in (0.0, 0.5, -100.0):
             x = (numbers((9, N), torch.float32, "cpu", 0) + shift).requires_grad_()
-            assert_same(compiled, norm, x, leaf(N, 1))
+            assert_same_results(compiled, norm, x, leaf(N, 1))
     assert counter.frame_count == 1
 
 
@@ -181,7 +163,7 @@ def test_columns_chosen_by_data(p):
         for n in (2, 17, N):
             args = leaf((3, N)), leaf(N, 1), torch.tensor(n)
             torch._dynamo.mark_dynamic(args[1], 0)  # the slice may then be shorter than n
-            assert_same(compiled, norm, *args)
+            assert_same_results(compiled, norm, *args)
     assert counter.frame_count == 1
 
 

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from cases import numbers
+from compiling import leaf
 from reference import Options, same_bits
 from torch import nn
 from torch._dynamo import compiled_autograd
@@ -30,11 +30,7 @@ def fresh():
     counters.clear()
 
 
-def leaf(size, seed=0, dtype=torch.float32):
-    return numbers(size, dtype, "cpu", seed).requires_grad_()
-
-
-def compiling(backend="aot_eager", fullgraph=True):
+def compiled_backward(backend="aot_eager", fullgraph=True):
     """Backward passes inside are compiled; each into one graph, unless hooks break it."""
     return compiled_autograd._enable(
         lambda graph: torch.compile(graph, backend=backend, fullgraph=fullgraph)
@@ -49,7 +45,7 @@ def assert_same(gradients, new=True, **kwargs):
     """The gradients that a function returns, eager and compiled (anew)."""
     expected = gradients()
     before = captures()
-    with compiling(**kwargs):
+    with compiled_backward(**kwargs):
         actual = gradients()
     assert captures() > before or not new
     for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
@@ -142,7 +138,7 @@ def test_each_option_has_its_own_graph():
     for gradients in (first, second):
         expected = [gradients(**options) for options in variants]
         before = captures()
-        with compiling("eager"):
+        with compiled_backward("eager"):
             for _ in range(2):
                 for options, grads in zip(variants, expected, strict=True):
                     actual = gradients(**options)
@@ -156,7 +152,7 @@ def test_batch_sizes():
     for rows in (2, 3, 5, 8):
         x = leaf((rows, N))
         expected = torch.autograd.grad(F.rms_norm(x, N, w).sin().sum(), (x, w))
-        with compiling():
+        with compiled_backward():
             actual = torch.autograd.grad(F.rms_norm(x, N, w).sin().sum(), (x, w))
         assert all(same_bits(a, e) for a, e in zip(actual, expected, strict=True))
         assert captures() == 1
@@ -199,7 +195,7 @@ def test_saved_tensor_hooks():
     expected = gradients()
     eager = len(unpacked)
     assert eager == 6  # x, w and rstd of the one; sum, w and rstd of the other
-    with compiling(fullgraph=False):
+    with compiled_backward(fullgraph=False):
         actual = gradients()
     assert len(unpacked) == 2 * eager
     assert all(same_bits(a, e) for a, e in zip(actual, expected, strict=True))
@@ -221,12 +217,12 @@ def test_double_backward(where):
 
     expected = gradients()
     if where == "first":
-        actual = gradients(first=compiling)
+        actual = gradients(first=compiled_backward)
     elif where == "second":
-        actual = gradients(second=compiling)
+        actual = gradients(second=compiled_backward)
     else:  # torch refuses this for its own operators, too
         for norm in (F.rms_norm, nn.functional.layer_norm):
-            with compiling():
+            with compiled_backward():
                 (dx,) = torch.autograd.grad(norm(x, (N,), w).sin().sum(), x, create_graph=True)
                 with pytest.raises(RuntimeError, match=r"higher order gradients|double backward"):
                     torch.autograd.grad(dx.square().sum(), (x, w), create_graph=True)
@@ -242,7 +238,7 @@ def test_a_graph_used_again_and_freed(kind):
     x = leaf((4, N))
     y = norm(x, x)[0] if kind is AddRMSNorm else norm(x)
     leaves = (x, norm.weight)
-    with compiling():
+    with compiled_backward():
         first = torch.autograd.grad(y.sin().sum(), leaves, retain_graph=True)
         second = torch.autograd.grad(y.sin().sum(), leaves)
         with pytest.raises(RuntimeError, match="backward through the graph a second time"):
@@ -255,7 +251,7 @@ def test_what_was_saved_is_modified_in_place():
     y = F.rms_norm(x, N, w)
     with torch.no_grad():
         x.add_(1)
-    with compiling(), pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with compiled_backward(), pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(y.sum(), (x, w))
 
 
@@ -267,7 +263,7 @@ def test_nothing_is_kept_alive():
         x = leaf((4, N))
         h = x * 1
         y = F.rms_norm(h, N, w)
-        with compiling():
+        with compiled_backward():
             y.sin().sum().backward()
         return weakref.ref(h)
 
