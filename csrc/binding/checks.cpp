@@ -2,11 +2,24 @@
 
 #include <ATen/MemoryOverlap.h>
 
+#include <algorithm>
+
 namespace fused_rmsnorm {
 namespace {
 
+// Under torch.compile sizes that depend on data are taken to be equal, and compared when they are known.
+bool same(const c10::SymInt& a, const c10::SymInt& b) {
+  if (!a.is_symbolic() && !b.is_symbolic()) return a == b;
+  return a.sym_eq(b).expect_true(__FILE__, __LINE__);
+}
+
+bool same(c10::SymIntArrayRef a, c10::SymIntArrayRef b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const auto& i, const auto& j) { return same(i, j); });
+}
+
 void check_vector(const Tensor& t, const char* name, const Tensor& x) {
-  TORCH_CHECK(t.dim() == 1 && t.sym_size(0) == x.sym_size(-1), name, " must have shape [", x.sym_size(-1),
+  TORCH_CHECK(t.dim() == 1 && same(t.sym_size(0), x.sym_size(-1)), name, " must have shape [", x.sym_size(-1),
               "], the size of input's last dimension, but got ", t.sym_sizes());
   TORCH_CHECK(t.device() == x.device(), name, " must be on input's device ", x.device(), ", but is on ",
               t.device());
@@ -15,7 +28,7 @@ void check_vector(const Tensor& t, const char* name, const Tensor& x) {
 }
 
 void check_like_input(const Tensor& t, const char* name, const Tensor& x) {
-  TORCH_CHECK(t.sym_sizes().equals(x.sym_sizes()), name, " must have input's shape ", x.sym_sizes(),
+  TORCH_CHECK(same(t.sym_sizes(), x.sym_sizes()), name, " must have input's shape ", x.sym_sizes(),
               ", but got ", t.sym_sizes());
   TORCH_CHECK(t.device() == x.device(), name, " must be on input's device ", x.device(), ", but is on ",
               t.device());
@@ -77,7 +90,7 @@ void check_bwd(const Tensor& dy, const Tensor& x, const OptTensor& weight, const
   TORCH_CHECK_TYPE(rstd.scalar_type() == acc_type(x.scalar_type()), "rstd must have dtype ",
                    acc_type(x.scalar_type()), ", but got ", rstd.scalar_type());
   TORCH_CHECK(rstd.device() == x.device() && rstd.dim() == x.dim() && rstd.sym_size(-1) == 1 &&
-                  rstd.sym_sizes().slice(0, x.dim() - 1).equals(x.sym_sizes().slice(0, x.dim() - 1)),
+                  same(rstd.sym_sizes().slice(0, x.dim() - 1), x.sym_sizes().slice(0, x.dim() - 1)),
               "rstd must have input's shape with 1 for the last dimension, but got ", rstd.sym_sizes());
 }
 

@@ -1,8 +1,8 @@
 // Schemas, and the operators that are compositions of others.
 //
-// rms_norm, add_rms_norm and rms_norm_composite have a CompositeImplicitAutograd kernel and
-// nothing else: a kernel under Autograd beside it would silently never run. Everything else
-// (backends, Meta, Autograd, FuncTorchBatched) is registered on the _fwd and _bwd operators.
+// rms_norm, add_rms_norm and rms_norm_composite have a CompositeImplicitAutograd kernel and what
+// stands in for it under vmap: a kernel under Autograd beside it would silently never run. Everything
+// else (backends, Meta, Autograd, FuncTorchBatched) is registered on the _fwd and _bwd operators.
 #include "ops.h"
 
 #include <torch/library.h>
@@ -141,10 +141,18 @@ TORCH_LIBRARY(fused_rmsnorm, m) {
   def("add_rms_norm_(Tensor(a!) input, Tensor(b!) residual, " + affine + options + ") -> ()");
 }
 
-TORCH_LIBRARY_IMPL(fused_rmsnorm, CompositeImplicitAutograd, m) {
+namespace {
+
+void register_compositions(torch::Library& m) {
   m.impl("rms_norm", kernel<rms_norm_op>);
   m.impl("rms_norm_composite", kernel<rms_norm_composite>);
   m.impl("add_rms_norm", kernel<add_rms_norm_op>);
 }
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fused_rmsnorm, CompositeImplicitAutograd, m) { register_compositions(m); }
+// The same under vmap, which else would call each of them once for every sample.
+TORCH_LIBRARY_IMPL(fused_rmsnorm, FuncTorchBatchedDecomposition, m) { register_compositions(m); }
 
 }  // namespace fused_rmsnorm

@@ -98,6 +98,12 @@ class RMSNorm(nn.RMSNorm):
             casting_mode=self.casting_mode,
         )
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Asked for by torch.jit.script."""
+        from .scripting import scriptable
+
+        return scriptable(self)
+
     def extra_repr(self) -> str:
         """What torch.nn.RMSNorm prints, and after it what differs from its behaviour."""
         text = super().extra_repr()
@@ -157,7 +163,9 @@ class AddRMSNorm(RMSNorm):
 
         Shapes: all ``[*, *normalized_shape]``; ``residual`` in the dtype of ``input``.
         """
-        if self.compile_mode == "fuse" and torch.compiler.is_compiling():
+        fuse = self.compile_mode == "fuse" and torch.compiler.is_compiling()
+        # A plain sum would promote and broadcast: what the operator refuses goes to the operator.
+        if fuse and residual.shape == input.shape and residual.dtype == input.dtype:
             s = input + residual
             return super().forward(s), s
         return functional.add_rms_norm(
