@@ -1,4 +1,5 @@
-"""What autograd keeps of a norm, what checkpointing and offloading make of it, and that none leaks."""
+"""What autograd keeps of a norm, what checkpointing and offloading make of it, and that nothing
+leaks."""
 
 import ctypes
 import gc
@@ -93,7 +94,7 @@ def test_saved_by_modules(device):
 
 
 def test_saved_for_the_second_derivative(device):
-    """The backward keeps grad_output, x and the weight when it is to be differentiated; else none."""
+    """The backward keeps grad_output, x and the weight if it is to be differentiated, else none."""
     x, w = leaf((ROWS, N), device), leaf(N, device, 1)
     y = F.rms_norm(x, N, w)
     dy = leaf((ROWS, N), device, 2)
@@ -297,8 +298,8 @@ def in_one_step(what, x, r, w, b):
         raise ValueError(what)
 
 
-# Steps, and how many of them a leak may come to: a leak of one small object in every step, such as a
-# Node, a tensor's header or a Python frame, is above 64 bytes a step.
+# Steps. A leak of one small object in every step (a Node, a tensor's header, a Python frame) is
+# above the 64 bytes a step that the test allows for what allocators and caches do.
 LEAKS = {
     "training": 10_000,
     "training, add": 10_000,

@@ -111,14 +111,14 @@ def test_strict_loading_into_torch_and_back():
     twin = nn.Sequential(nn.Linear(8, 8), RMSNorm(8))
     twin.load_state_dict(model.state_dict(), strict=True)
     assert same_bits(twin[1].weight, native.weight)
-    with pytest.raises(RuntimeError, match='Unexpected key.*"bias"'):
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"bias"'):
         native.load_state_dict(RMSNorm(8, bias=True).state_dict(), strict=True)
-    with pytest.raises(RuntimeError, match='Missing key.*"bias"'):
+    with pytest.raises(RuntimeError, match=r'Missing key.*"bias"'):
         RMSNorm(8, bias=True).load_state_dict(native.state_dict(), strict=True)
     for target, source in ((ours, nn.RMSNorm(7)), (nn.RMSNorm(7), ours)):
         with pytest.raises(RuntimeError, match="size mismatch for weight"):
             target.load_state_dict(source.state_dict())
-    with pytest.raises(RuntimeError, match='Unexpected key.*"weight"'):
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"weight"'):
         RMSNorm(8, elementwise_affine=False).load_state_dict(native.state_dict())
 
 
@@ -325,21 +325,3 @@ def test_quantisation_leaves_it_alone(way):
     assert type(converted[1]) is RMSNorm
     assert repr(converted[1]) == repr(norm)
     assert same_bits(converted[1](x), norm(x))
-
-
-def test_numbers_of_other_types_become_python_numbers():
-    """numpy's and torch's scalars: what repr shows and what pickle and compilers see is plain."""
-    import numpy as np
-
-    module = RMSNorm(
-        np.array([2, 8]),
-        np.float32(0.5),
-        p=torch.tensor(0.5),
-        weight_offset=np.float64(1),
-    )
-    assert repr(module) == repr(RMSNorm((2, 8), 0.5, p=0.5, weight_offset=1.0))
-    for value in (*module.normalized_shape, module.eps, module.p, module.weight_offset):
-        assert type(value) in (int, float)
-    for shape in (np.int64(8), np.int32(8), [np.int64(8)], torch.Size([8])):
-        assert repr(RMSNorm(shape)) == repr(nn.RMSNorm(8))
-        assert repr(PRMSNorm(shape, 1)) == "PRMSNorm((8,), eps=None, elementwise_affine=True, p=1.0)"

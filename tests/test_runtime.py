@@ -207,7 +207,8 @@ if __name__ == "__main__":
     loader = DataLoader(Steps(), batch_size=None, num_workers=2, multiprocessing_context="fork")
     for result, threads in loader:
         assert threads == 1
-        assert all(torch.equal(torch.as_tensor(a), e) for a, e in zip(result, expected, strict=True))
+        for a, e in zip(result, expected, strict=True):
+            assert torch.equal(torch.as_tensor(a), e)
     again = training_step(*args)
     assert all(torch.equal(a, e) for a, e in zip(again, expected, strict=True))
     print("right")
@@ -216,9 +217,9 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_fork_after_use(tmp_path):
-    """Workers of a DataLoader, forked after threads have run here: forward and backward. (Each worker
-    sets torch to one thread. A forked process that does not hangs in its first parallel loop, here as
-    in F.layer_norm: libgomp's threads do not survive a fork.)"""
+    """Workers of a DataLoader, forked after threads have run here: forward and backward. (Each
+    sets torch to one thread. A forked process that does not hangs in its first parallel loop, here
+    as in F.layer_norm: libgomp's threads do not survive a fork.)"""
     script = tmp_path / "fork_after_use.py"
     script.write_text(FORK)
     assert run_python(str(script)) == "right"

@@ -18,9 +18,8 @@ void check_real(const Tensor& t, const char* name) {
 
 // Before anything asks for sizes, which some of these do not have.
 void check_strided(const Tensor& t, const char* name) {
-  TORCH_CHECK_TYPE(t.layout() == at::kStrided && !t.is_nested(), name,
-                   " must be a strided tensor, but got ",
-                   t.is_nested() ? "a nested one" : c10::str("layout ", t.layout()));
+  TORCH_CHECK_TYPE(t.layout() == at::kStrided && !t.is_nested(), name, " must be a strided tensor, but got ",
+                   t.is_nested() ? "a nested one: take its values()" : c10::str("layout ", t.layout()));
 }
 
 void check_vector(const Tensor& t, const char* name, const Tensor& x) {

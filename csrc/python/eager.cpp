@@ -27,8 +27,7 @@ double number(PyObject* object, const char* name) {
   TORCH_CHECK_TYPE(!PyBool_Check(object), name, " must be a number, but got bool");
   if (THPVariable_Check(object)) {
     const Tensor& t = THPVariable_Unpack(object);
-    TORCH_CHECK_TYPE(t.dim() == 0 && !t.requires_grad(), name,
-                     " must be a number, but got a Tensor that ",
+    TORCH_CHECK_TYPE(t.dim() == 0 && !t.requires_grad(), name, " must be a number, but got a Tensor that ",
                      t.dim() ? "has dimensions" : "requires grad: it would get none");
   }
   const double value = PyFloat_AsDouble(object);

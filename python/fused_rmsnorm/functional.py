@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from numbers import Integral
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ def _check_tensor(t: Tensor, name: str) -> None:
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a Tensor, but got {type(t).__name__}")
     if t.is_nested or t.layout is not torch.strided:
-        kind = "a nested one" if t.is_nested else f"layout {t.layout}"
+        kind = "a nested one: take its values()" if t.is_nested else f"layout {t.layout}"
         raise TypeError(f"{name} must be a strided tensor, but got {kind}")
 
 
@@ -87,15 +87,22 @@ def _as_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     return checked_shape(normalized_shape)
 
 
-def checked_shape(normalized_shape: object) -> tuple[int, ...]:
+def checked_shape(normalized_shape: Any) -> tuple[int, ...]:
     """One integer or several, also of numpy's types, as a tuple of Python's."""
-    several = isinstance(normalized_shape, Iterable) and getattr(normalized_shape, "ndim", 1)
+    several = isinstance(normalized_shape, Iterable) and getattr(normalized_shape, "ndim", 1) != 0
     members = tuple(normalized_shape) if several else (normalized_shape,)
     if not all(isinstance(n, Integral) and not isinstance(n, bool) for n in members):
         raise TypeError(
             f"normalized_shape must be an int or a sequence of ints, but got {normalized_shape!r}"
         )
     return tuple(int(n) for n in members)
+
+
+def _refuse_nested(**tensors: Tensor | None) -> None:
+    """Nested tensors take every function named rms_norm for torch's own, with its arguments."""
+    for name, t in tensors.items():
+        if isinstance(t, Tensor) and t.is_nested:
+            _check_tensor(t, name)
 
 
 def rms_norm(
@@ -136,6 +143,7 @@ def rms_norm(
         TypeError: a dtype, a layout or the type of an argument is not accepted.
     """
     if has_torch_function_variadic(input, weight, bias):
+        _refuse_nested(input=input, weight=weight, bias=bias)
         return handle_torch_function(
             rms_norm,
             (input, weight, bias),
