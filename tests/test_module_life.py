@@ -248,12 +248,13 @@ def test_functional_call(cls):
     first = (lambda y: y[0]) if cls is AddRMSNorm else (lambda y: y)
     twin = cls(16, bias=True)
     twin.load_state_dict(other)
-    expected = call(twin, x)
+    expected, mine = call(twin, x), call(module, x)
     assert same_bits(first(torch.func.functional_call(module, other, args)), expected)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # stateless is deprecated, and still used
         assert same_bits(first(stateless.functional_call(module, other, args)), expected)
     assert_same(dict(module.state_dict()), dict(own))
+    assert same_bits(call(module, x), mine)
 
     class Tied(nn.Module):
         def __init__(self):
