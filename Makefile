@@ -35,6 +35,7 @@ bench: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
 
 bench-full: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
 	$(PY) -m benchmarks.bench_norms --full
+	$(PY) -m benchmarks.compile_modes
 
 # On a machine with a GPU: build, test, compute-sanitizer, benchmark. GPU_ARGS, e.g. --stages bench
 gpu: $(STAMPS)/built $(STAMPS)/requirements-test $(STAMPS)/benchmarks-requirements

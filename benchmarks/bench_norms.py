@@ -1,8 +1,10 @@
 """The main benchmark: ``python -m benchmarks.bench_norms [--full]`` (``make bench``).
 
-1. speed of the norms alone, against F.layer_norm, F.rms_norm, torch.compile of it, and copies;
-2. host latency of the smallest calls;
-3. the same character language models trained with LayerNorm, RMSNorm and pRMSNorm.
+speed      the norms alone, against F.layer_norm, F.rms_norm, torch.compile of it, and copies
+add        residual add and norm in one pass, against the add and each norm after it
+latency    host time of the smallest calls
+memory     bytes kept for the backward
+learning   the same character language models trained with LayerNorm, RMSNorm and pRMSNorm
 
 Writes benchmarks/results/<hardware>/norms.json and, from it, norms.md and plots. Ctrl-C keeps what
 is done; the same command goes on from there.
@@ -11,8 +13,10 @@ is done; the same command goes on from there.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +26,23 @@ from tqdm import tqdm
 from . import report
 from .harness import RESULTS, Results, environment, hardware_slug, keep_freed_memory
 from .language import LANGUAGE_MODELS, train_side_by_side
+from .latency import time_latency
+from .memory import MEMORY_SHAPES, memory_case, memory_key
 from .norms_speed import (
+    FULL_ADD,
     FULL_SHAPES,
+    GPU_ADD,
     GPU_SHAPES,
+    QUICK_ADD,
     QUICK_COMPILED,
     QUICK_SHAPES,
+    Kind,
+    beyond_caches,
     cases,
     time_case,
-    time_latency,
 )
 
+PARTS = ("speed", "add", "latency", "memory", "learning")
 LEARNED = ("layer_norm", "rms_norm", "prms_norm")
 QUICK_STEPS = {"gru": 150, "transformer": 250}
 FULL_STEPS = {"gru": 2000, "transformer": 4000}
@@ -43,7 +54,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--full", action="store_true", help="more shapes, one and all threads, longer training")
     add("--gpu", action="store_true", help="the grid for GPUs instead of the one for CPUs")
-    add("--only", nargs="+", choices=("speed", "latency", "learning"), metavar="PART")
+    add("--only", nargs="+", choices=PARTS, metavar="PART", help="the file then has these alone")
     add("--shapes", nargs="+", metavar="ROWSxN", help="instead of the grid, e.g. 80x1000")
     add("--dtypes", nargs="+", default=["float32", "bfloat16"])
     add("--threads", nargs="+", type=int, help="default: all; with --full: 1 and all")
@@ -59,14 +70,25 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The run, spelt out; recorded in the results."""
     every = torch.get_num_threads()
     long = args.full or args.gpu
-    grid = GPU_SHAPES if args.gpu else FULL_SHAPES if args.full else QUICK_SHAPES
-    shapes = [tuple(int(v) for v in s.split("x")) for s in args.shapes or ()] or list(grid)
-    compiled = [] if args.no_compile else shapes if long else list(QUICK_COMPILED)
+    if args.shapes:
+        shapes = added = [tuple(int(v) for v in s.split("x")) for s in args.shapes]
+    elif args.gpu:
+        shapes, added = list(GPU_SHAPES), list(GPU_ADD)
+    elif args.full:
+        beyond = beyond_caches()
+        shapes, added = [*FULL_SHAPES, *beyond], [*FULL_ADD, *beyond]
+    else:
+        shapes, added = list(QUICK_SHAPES), list(QUICK_ADD)
+    compiled = [] if args.no_compile else sorted({*shapes, *added}) if long else QUICK_COMPILED
     return {
         "full": args.full,
-        "parts": args.only or ["speed", "latency", "learning"],
+        "parts": args.only or list(PARTS),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "shapes": [list(s) for s in shapes],
+        "shapes": {
+            "speed": [list(s) for s in shapes],
+            "add": [list(s) for s in added],
+            "memory": [list(s) for s in (shapes if args.shapes else MEMORY_SHAPES)],
+        },
         "compiled": [list(s) for s in compiled],
         "dtypes": args.dtypes,
         "threads": args.threads or (sorted({1, every}) if args.full else [every]),
@@ -80,40 +102,43 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(results: Results, options: dict[str, Any]) -> None:
     """Everything that ``options`` asks for and ``results`` does not have yet."""
-    device = torch.device(options["device"])
-    grid = list(
-        cases(
-            [(rows, n) for rows, n in options["shapes"]],
-            [getattr(torch, name) for name in options["dtypes"]],
-            options["threads"],
-            options["directions"],
-            [(rows, n) for rows, n in options["compiled"]],
+    device, seconds, parts = torch.device(options["device"]), options["seconds"], options["parts"]
+    dtypes = [getattr(torch, name) for name in options["dtypes"]]
+    shapes = {kind: [(rows, n) for rows, n in grid] for kind, grid in options["shapes"].items()}
+    compiled = [(rows, n) for rows, n in options["compiled"]]
+    kinds: tuple[Kind, ...] = ("speed", "add")
+    grid = [
+        case
+        for kind in kinds
+        for case in cases(
+            kind, shapes[kind], dtypes, options["threads"], options["directions"], compiled
         )
-    )
-    parts = options["parts"]
-    units = len(grid) * ("speed" in parts) + ("latency" in parts)
-    units += sum(options["steps"].values()) // 10 * ("learning" in parts)
+        if kind in parts
+    ]
+    models = LANGUAGE_MODELS if "learning" in parts else ()
+    units = len(grid) + ("latency" in parts) + ("memory" in parts)
+    units += sum(options["steps"][name] for name in models) // 10
     with tqdm(total=units, unit="", bar_format="{l_bar}{bar}| {elapsed}<{remaining}") as bar:
         if "latency" in parts:
             bar.set_description("host latency, 1 x 128")
             if "latency/module/forward+backward" not in results:
-                for key, entry in time_latency(options["seconds"]).items():
+                for key, entry in time_latency(seconds).items():
                     results.put(key, entry)
             bar.update()
-        for case in grid if "speed" in parts else ():
-            bar.set_description(case.key.removeprefix("speed/"))
-            results.run(case.key, lambda: time_case(case, device, options["seconds"]))  # noqa: B023
+        if "memory" in parts:
+            bar.set_description("memory")
+            for kind, dtype, (rows, n) in itertools.product(kinds, dtypes, shapes["memory"]):
+                args = (kind, rows, n, dtype, device, bool(compiled))
+                results.run(memory_key(*args[:4]), partial(memory_case, *args))
             bar.update()
-        for name in LANGUAGE_MODELS if "learning" in parts else ():
+        for case in grid:
+            bar.set_description(case.key)
+            results.run(case.key, partial(time_case, case, device, seconds))
+            bar.update()
+        for name in models:
             bar.set_description(f"training, {name}")
-            steps = options["steps"][name]
-
-            def train(name: str = name, steps: int = steps) -> dict[str, Any]:
-                return train_side_by_side(
-                    name, LEARNED, steps, device, progress=lambda: bar.update(0.1)
-                )
-
-            results.run(f"learning/{name}", train)
+            train = partial(train_side_by_side, name, LEARNED, options["steps"][name], device)
+            results.run(f"learning/{name}", partial(train, progress=lambda: bar.update(0.1)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,8 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = options_of(args)
     folder = args.out or RESULTS / hardware_slug(environment())
     results = Results(folder / "norms.json", "norms", options, resume=not args.fresh)
-    if results.entries:
-        print(f"going on from {len(results.entries)} entries of a run that was stopped")
+    if results.note:
+        print(results.note)
     try:
         run(results, options)
     except KeyboardInterrupt:

@@ -1,7 +1,9 @@
-"""Copies to hold a memory-bound kernel against: torch.clone and one with non-temporal stores.
+"""Copies to hold a memory-bound kernel against, beside torch.clone: memcpy and non-temporal stores.
 
-No torch call writes past the caches on a CPU (glibc's memcpy does above a size that depends on the
-machine, and torch's copies do not use it), so nt_copy.cpp is compiled here at first use.
+Both write into memory that is there already and use as many of torch's threads as torch would.
+torch.clone allocates, and copies with torch's own vector loop; glibc's memcpy writes past the
+caches above a size that depends on the machine; the third always does. copies.cpp is compiled here
+at first use.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -20,45 +21,52 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["nt_clone"]
+__all__ = ["COPIES", "copy_by"]
 
-_SOURCE = Path(__file__).with_name("nt_copy.cpp")
+# name of the contender -> function of copies.cpp
+COPIES = {"memcpy": "plain_copy", "nt_copy": "nt_copy"}
+
+_SOURCE = Path(__file__).with_name("copies.cpp")
 
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if compiler is None or platform.machine() not in ("x86_64", "AMD64"):
+    if compiler is None:
         return None
     folder = Path(__file__).parents[1] / "build" / "benchmarks"
-    name = f"nt_copy-{hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:12]}.so"
+    name = f"copies-{hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:12]}.so"
     if not (folder / name).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        flags = ["-O3", "-std=c++17", "-shared", "-fPIC", "-pthread"]
+        # libgomp.so.1 is the one that torch has loaded: its threads, not a second pool beside it.
+        flags = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             made = Path(temporary) / name
             done = subprocess.run([compiler, *flags, str(_SOURCE), "-o", str(made)], check=False)
             if done.returncode:
                 return None
             os.replace(made, folder / name)
-    library = ctypes.CDLL(str(folder / name))
-    library.nt_copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return library
+    return ctypes.CDLL(str(folder / name))
 
 
-def nt_clone() -> Callable[[Tensor], Tensor] | None:
-    """``clone(x)`` of a contiguous CPU tensor by non-temporal stores, in torch.get_num_threads().
+def copy_by(name: str) -> Callable[[tuple[Tensor, Tensor]], None] | None:
+    """``copy((to, from))`` of contiguous CPU tensors, in torch.get_num_threads() threads.
 
-    None without a compiler or off x86-64.
+    Args:
+        name: "memcpy" or "nt_copy" (x86-64 only; ``to`` aligned to 16 bytes).
+
+    Returns:
+        None where it cannot be had: no compiler, another architecture.
     """
-    library = _library()
-    if library is None:
+    function = getattr(_library(), COPIES[name], None)
+    if function is None:
         return None
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    function.restype = None
 
-    def clone(x: Tensor) -> Tensor:
-        y = torch.empty_like(x)
-        bytes_ = x.numel() * x.element_size()
-        library.nt_copy(y.data_ptr(), x.data_ptr(), bytes_, torch.get_num_threads())
-        return y
+    def copy(pair: tuple[Tensor, Tensor]) -> None:
+        to, source = pair
+        bytes_ = source.numel() * source.element_size()
+        function(to.data_ptr(), source.data_ptr(), bytes_, torch.get_num_threads())
 
-    return clone
+    return copy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["environment", "hardware_slug", "keep_freed_memory"]
+__all__ = ["cache_bytes", "environment", "hardware_slug", "keep_freed_memory", "where_it_fits"]
 
 # glibc: from malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -51,17 +52,45 @@ def _read(path: str) -> str | None:
         return None
 
 
+def _caches() -> dict[str, str]:
+    """Data and unified caches that the first core sees, e.g. {"L1": "48K", "L2": "2048K"}."""
+    caches: dict[str, str] = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        level, kind, size = (_read(str(index / f)) for f in ("level", "type", "size"))
+        if kind != "Instruction" and level and size:
+            caches[f"L{level}"] = size
+    return caches
+
+
+@functools.cache
+def cache_bytes(device: str = "cpu") -> dict[str, int]:
+    """Sizes of the data caches by name, smallest first; of a GPU its L2. Empty where unknown."""
+    if device == "cuda":
+        return {"L2": torch.cuda.get_device_properties(0).L2_cache_size}
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    return {k: int(s.rstrip("KMG")) * units.get(s[-1], 1) for k, s in sorted(_caches().items())}
+
+
+def where_it_fits(bytes_: int, threads: int, device: str = "cpu") -> str:
+    """Name of the smallest cache that holds ``bytes_``, or "memory"; "" where sizes are unknown.
+
+    On a CPU each thread brings the caches of its core along; the last level counts once. Sizes are
+    those that the system reports, which on a virtual machine may be shared with others.
+    """
+    sizes = cache_bytes(device)
+    for name, size in sizes.items():
+        shared = device == "cuda" or name == list(sizes)[-1]
+        if bytes_ <= size * (1 if shared else threads):
+            return name
+    return "memory" if sizes else ""
+
+
 def _cpu() -> dict[str, Any]:
     fields = dict(
         re.findall(
             r"^([^\t:]+?)\s*:\s*(.*)$", (_read("/proc/cpuinfo") or "").split("\n\n")[0], re.M
         )
     )
-    caches: dict[str, str] = {}
-    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        level, kind, size = (_read(str(index / f)) for f in ("level", "type", "size"))
-        if kind != "Instruction" and level and size:
-            caches[f"L{level}"] = size
     return {
         "model": fields.get("model name") or platform.processor() or platform.machine(),
         "family_model_stepping": "-".join(
@@ -70,7 +99,7 @@ def _cpu() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
-        "caches": caches,
+        "caches": _caches(),
         "clock_mhz": fields.get("cpu MHz"),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "huge_pages": _read("/sys/kernel/mm/transparent_hugepage/enabled"),
@@ -87,6 +116,7 @@ def _gpu() -> dict[str, Any] | None:
         "sm": f"{p.major}.{p.minor}",
         "multiprocessors": p.multi_processor_count,
         "memory_bytes": p.total_memory,
+        "l2_bytes": p.L2_cache_size,
         "cuda_of_torch": torch.version.cuda,
     }
     if smi := shutil.which("nvidia-smi"):

@@ -1,13 +1,15 @@
 """Tables and plots from a results file: ``python -m benchmarks.report RESULTS/norms.json``.
 
-Everything shown is read from the JSON; nothing is measured here. Writes norms.md, speed.png and
-learning.png beside it.
+Everything shown is read from the JSON; nothing is measured here. Writes a .md file of the same name
+beside it (and speed.png and learning.png from norms.json). A ratio inside the noise is "=" in a
+table and a hollow mark at 1 in a plot; a column that no row fills, such as that of a peer that was
+not run, is left out.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import matplotlib.pyplot as plt
 from .harness import Timing, load, speedup
 
 LABELS = {
+    "add_rms_norm": "add_rms_norm (ours)",
     "rms_norm": "RMSNorm (ours)",
     "prms_norm": "pRMSNorm 6.25 % (ours)",
     "layer_norm": "LayerNorm",
@@ -26,8 +29,34 @@ LABELS = {
     "torch_rms_norm": "F.rms_norm",
     "compiled_rms_norm": "compiled F.rms_norm",
 }
+# In the order of the columns: name in the results -> heading.
+COMPILED = {
+    "rms_norm_opaque": "ours, opaque",
+    "rms_norm_fuse": "ours, fuse",
+    "rms_norm_eager": "ours, eager",
+    "add_rms_norm_opaque": "AddRMSNorm, opaque",
+    "add_rms_norm_fuse": "AddRMSNorm, fuse",
+    "add_rms_norm_eager": "AddRMSNorm, eager",
+    "torch_rms_norm_compiled": "nn.RMSNorm, compiled",
+    "torch_rms_norm_eager": "nn.RMSNorm, eager",
+    "torch_layer_norm_compiled": "nn.LayerNorm, compiled",
+    "torch_layer_norm_eager": "nn.LayerNorm, eager",
+}
 OTHERS = ("liger", "quack", "flash_attn", "flashinfer")
 PEERS = ("torch_layer_norm", "torch_rms_norm", "compiled_rms_norm")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> list[str]:
+    """Lines of Markdown, the first ``texts`` columns to the left; empty columns are left out."""
+    shown = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    lines = [header, ["---" if i < texts else "--:" for i in range(len(header))], *rows]
+    return ["| " + " | ".join(line[i] for i in shown) + " |" for line in lines]
+
+
+def spread(t: Timing, unit: float, digits: int = 1) -> str:
+    """Median and p20 … p80 in a unit that is 1 / ``unit`` seconds: 1e3 gives ms."""
+    median, p20, p80 = (f"{v * unit:.{digits}f}" for v in (t.median, t.p20, t.p80))
+    return f"{median} ({p20} … {p80})"
 
 
 def times_of(entry: dict[str, Any]) -> dict[str, Timing]:
@@ -57,70 +86,106 @@ def best_other(times: dict[str, Timing]) -> str:
     return f"{ratio(times, best)} {best}"
 
 
-def copy_share(entry: dict[str, Any], times: dict[str, Timing], copy: str) -> str:
+def copy_share(entry: dict[str, Any], times: dict[str, Timing], copy: str, ours: str) -> str:
     """Bytes per second of ours over those of a copy."""
     if copy not in times:
         return ""
-    ours = entry["bytes"] / times["rms_norm"].median
-    return f"{ours / (entry['copy_bytes'] / times[copy].median):.0%}"
+    speed = entry["bytes"] / times[ours].median
+    return f"{speed / (entry['copy_bytes'] / times[copy].median):.0%}"
 
 
-def speed_table(data: dict[str, Any]) -> list[str]:
-    """A line per case: time, bytes per second, shares of copies, ratios to the peers."""
-    lines = [
-        "| rows × N | dtype | direction | threads | µs (p20 … p80) | GB/s | of clone "
-        "| of NT copy | F.layer_norm | F.rms_norm | compiled | best other | pRMSNorm |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+def speed_table(data: dict[str, Any], kind: str = "speed") -> list[str]:
+    """A line per case: time, bytes per second, shares of copies, ratios to the peers.
+
+    ``kind``: "speed", or "add" for the residual add and the norm in one pass.
+    """
+    ours = "add_rms_norm" if kind == "add" else "rms_norm"
+    header = [
+        *("rows × N", "dtype", "direction", "fits in", "threads", "µs (p20 … p80)", "GB/s"),
+        *("of clone", "of memcpy", "of NT copy"),
+        *("add, ours", "F.layer_norm", "F.rms_norm", "compiled", "best other", "pRMSNorm"),
     ]
-    for e in entries_of(data, "speed"):
+    rows = []
+    for e in entries_of(data, kind):
         times = times_of(e)
-        t = times["rms_norm"]
-        spread = f"{t.median * 1e6:.1f} ({t.p20 * 1e6:.1f} … {t.p80 * 1e6:.1f})"
-        cells = [
-            f"{e['rows']} × {e['n']}",
-            e["dtype"],
-            e["direction"],
-            str(e["threads"]),
-            spread,
-            f"{e['bytes'] / t.median / 1e9:.1f}",
-            copy_share(e, times, "clone"),
-            copy_share(e, times, "nt_copy"),
-            *(ratio(times, peer) for peer in PEERS),
-            best_other(times),
-            ratio(times, "rms_norm", "prms_norm"),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        t = times[ours]
+        rows.append(
+            [
+                f"{e['rows']} × {e['n']}",
+                e["dtype"],
+                e["direction"],
+                e.get("fits", ""),
+                str(e["threads"]),
+                spread(t, 1e6),
+                f"{e['bytes'] / t.median / 1e9:.1f}",
+                *(copy_share(e, times, copy, ours) for copy in ("clone", "memcpy", "nt_copy")),
+                ratio(times, "rms_norm", ours) if kind == "add" else "",
+                *(ratio(times, peer, ours) for peer in PEERS),
+                best_other(times),
+                ratio(times, "rms_norm", "prms_norm") if kind == "speed" else "",
+            ]
+        )
+    return table(header, rows, 4)
 
 
 def latency_table(data: dict[str, Any]) -> list[str]:
     """Host time of a 1 × 128 call in microseconds."""
     names = ("rms_norm", "prms_norm", "torch_layer_norm", "torch_rms_norm")
-    lines = [
-        "| 1 × 128 | mode | " + " | ".join(LABELS[n] for n in names) + " |",
-        "|---|---|" + "--:|" * len(names),
+    rows = [
+        [e["kind"], e["mode"], *(f"{times_of(e)[n].median * 1e6:.2f}" for n in names)]
+        for e in entries_of(data, "latency")
     ]
-    for e in entries_of(data, "latency"):
+    return table(["1 × 128", "mode", *(LABELS[n] for n in names)], rows, 2)
+
+
+def memory_table(data: dict[str, Any], what: str) -> list[str]:
+    """Bytes, and over the input's; ``what``: "saved" for the backward, or "peak" of a step."""
+    names = ("add_rms_norm", "rms_norm", "prms_norm", *PEERS)
+
+    def cell(e: dict[str, Any], name: str) -> str:
+        if name not in e[what]:
+            return ""
+        return f"{e[what][name] / 1024:,.0f} KiB ({e[what][name] / e['input_bytes']:.3f})"
+
+    rows = [
+        [
+            f"{e['rows']} × {e['n']}",
+            e["dtype"],
+            {"speed": "norm", "add": "add, norm"}[e["kind"]],
+            *(cell(e, name) for name in names),
+        ]
+        for e in entries_of(data, "memory")
+        if e[what]
+    ]
+    header = ["rows × N", "dtype", "operation", *(LABELS[n] for n in names)]
+    return table(header, rows, 3) if rows else []
+
+
+def compile_table(data: dict[str, Any]) -> list[str]:
+    """Time of ours with its fused operator kept by the compiler, and the others' over it."""
+    rows = []
+    for e in entries_of(data, "compile"):
         times = times_of(e)
-        cells = [f"{times[n].median * 1e6:.2f}" for n in names]
-        lines.append(f"| {e['kind']} | {e['mode']} | " + " | ".join(cells) + " |")
-    return lines
+        base = next(name for name in COMPILED if name in times)
+        ratios = (ratio(times, name, base) if name != base else "1" for name in COMPILED)
+        rows.append(
+            [e["context"], e["dtype"], e["direction"], spread(times[base], 1e3, digits=3), *ratios]
+        )
+    header = ["context", "dtype", "direction", "ms of that with 1 (p20 … p80)", *COMPILED.values()]
+    return table(header, rows, 3)
 
 
 def learning_table(data: dict[str, Any]) -> list[str]:
     """Step time and held-out loss per model and norm."""
-    lines = [
-        "| model | norm | ms per step (p20 … p80) | LayerNorm / it | held-out loss |",
-        "|---|---|--:|--:|--:|",
-    ]
+    rows = []
     for e in entries_of(data, "learning"):
         times = times_of(e)
         for name, t in times.items():
-            spread = f"{t.median * 1e3:.1f} ({t.p20 * 1e3:.1f} … {t.p80 * 1e3:.1f})"
             against = "" if name == "layer_norm" else ratio(times, "layer_norm", name)
-            cells = [e["model"], LABELS[name], spread, against, f"{e['held_out'][name]:.3f}"]
-            lines.append("| " + " | ".join(cells) + " |")
-    return lines
+            loss = f"{e['held_out'][name]:.3f}"
+            rows.append([e["model"], LABELS[name], spread(t, 1e3), against, loss])
+    header = ["model", "norm", "ms per step (p20 … p80)", "LayerNorm / it", "held-out loss"]
+    return table(header, rows, 2)
 
 
 def conditions(data: dict[str, Any]) -> str:
@@ -136,15 +201,30 @@ def plot_speed(data: dict[str, Any], path: Path) -> None:
     cases = entries_of(data, "speed")
     fig, axis = plt.subplots(figsize=(9, 0.32 * len(cases) + 1.2), layout="constrained")
     for offset, peer in enumerate(PEERS):
-        timed = [(i, times) for i, times in enumerate(map(times_of, cases)) if peer in times]
-        ratios = [times[peer].median / times["rms_norm"].median for _, times in timed]
-        if timed:
+        points = [
+            (speedup(times["rms_norm"], times[peer]), i + (offset - 1) * 0.2)
+            for i, times in enumerate(map(times_of, cases))
+            if peer in times
+        ]
+        for inside in (False, True):  # the noise
+            chosen = [(r or 1.0, y) for r, y in points if (r is None) == inside]
+            color = f"C{offset}"
             axis.scatter(
-                ratios, [i + (offset - 1) * 0.2 for i, _ in timed], s=22, label=LABELS[peer]
+                [r for r, _ in chosen],
+                [y for _, y in chosen],
+                s=22,
+                edgecolors=color,
+                facecolors="none" if inside else color,
+                label=None if inside or not points else LABELS[peer],
             )
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_xscale("log")
-    names = [f"{e['rows']}×{e['n']} {e['dtype']} {e['direction']}" for e in cases]
+    several = len({e["threads"] for e in cases}) > 1
+    names = [
+        f"{e['rows']}×{e['n']} {e['dtype']} {e['direction']}"
+        + (f" {e['threads']}t" if several else "")
+        for e in cases
+    ]
     axis.set_yticks(range(len(cases)), names, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("time of the peer / time of ours (right of the line: ours is faster)")
@@ -182,19 +262,46 @@ def write(path: Path) -> str:
     data = load(path)
     parts = [
         f"{conditions(data)}. Ratios: time of the peer over time of ours, above 1 ours is faster; "
-        '"=" is inside the noise. The column pRMSNorm: time of our RMSNorm over it. GB/s: minimal '
-        "bytes.",
+        '"=" is inside the noise.',
     ]
+
+    def add(kind: str, title: str, lines: Callable[[dict[str, Any]], list[str]]) -> None:
+        if entries_of(data, kind) and (found := lines(data)):
+            parts.extend(["", title, "", *found])
+
+    add(
+        "speed",
+        "The norm alone. GB/s: minimal bytes. pRMSNorm: time of our RMSNorm over it. Fits in: the "
+        "smallest cache, by the sizes that the system reports, that holds what the calls touch.",
+        speed_table,
+    )
+    add(
+        "add",
+        "Residual add and norm in one pass, against the add and each norm after it:",
+        lambda data: speed_table(data, "add"),
+    )
+    add("latency", "Host time of one call, µs:", latency_table)
+    add(
+        "memory",
+        "Kept for the backward, inputs and parameters not counted (over the input's bytes):",
+        lambda data: memory_table(data, "saved"),
+    )
+    add("memory", "Peak of a step, likewise:", lambda data: memory_table(data, "peak"))
+    add(
+        "compile",
+        "Under torch.compile: ours with its fused operator kept (opaque) or handed over as plain "
+        "operations (fuse). Columns: time over that of the column with 1.",
+        compile_table,
+    )
+    add(
+        "learning",
+        "Character language models on the standard library's sources:",
+        learning_table,
+    )
     if entries_of(data, "speed"):
-        parts += speed_table(data)
         plot_speed(data, path.parent / "speed.png")
-    if entries_of(data, "latency"):
-        parts += ["", "Host time of one call, µs:", "", *latency_table(data)]
     if entries_of(data, "learning"):
-        parts += ["", "Character language models on the standard library's sources:", ""]
-        parts += learning_table(data)
         plot_learning(data, path.parent / "learning.png")
-    parts.insert(1, "")
     text = "\n".join(parts) + "\n"
     (path.parent / f"{path.stem}.md").write_text(text)
     return text

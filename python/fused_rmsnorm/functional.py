@@ -77,6 +77,18 @@ def _rows(t: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
     return t.flatten(-len(shape))
 
 
+def _rows_in_place(t: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
+    """:func:`_rows` as a view of ``t``, also of one whose memory cannot be seen (a DTensor)."""
+    rows = _rows(t, shape, name)
+    try:
+        return t if rows is t else t.view(rows.shape)
+    except RuntimeError:
+        raise RuntimeError(
+            f"{name} cannot be viewed as rows of {list(shape)} to be written in place: "
+            "make it contiguous"
+        ) from None
+
+
 def _as_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     if isinstance(normalized_shape, int):
         return (normalized_shape,)
@@ -304,14 +316,8 @@ def add_rms_norm_(
             casting_mode=casting_mode,
         )
     shape = _as_shape(normalized_shape)
-    rows = _rows(input, shape, "input")
-    residual_rows = _rows(residual, shape, "residual")
-    for name, t, flat in (("input", input, rows), ("residual", residual, residual_rows)):
-        if flat is not t and flat.data_ptr() != t.data_ptr():
-            raise RuntimeError(
-                f"{name} cannot be viewed as rows of {list(shape)} to be written in place: "
-                "make it contiguous"
-            )
+    rows = _rows_in_place(input, shape, "input")
+    residual_rows = _rows_in_place(residual, shape, "residual")
     op = _add_rms_norm_ if _is_compiling() else _eager.add_rms_norm_
     op(
         rows,
