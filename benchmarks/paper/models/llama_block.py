@@ -30,7 +30,7 @@ class Sizes:
 
 def scaled(scale: float) -> Sizes:
     """Fewer and shorter sequences."""
-    return Sizes(batch=max(1, int(4 * scale)), length=max(16, int(1024 * scale)))
+    return Sizes(batch=max(1, int(4 * scale)), length=max(16, int(512 * scale)))
 
 
 def batch(sizes: Sizes, random: torch.Generator) -> tuple[Tensor, Tensor]:
