@@ -49,7 +49,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of batch, length and vocabulary in time, never of a normalised width; 1: as "
         f"published (default {CPU_SCALE} on a CPU, 1 on a GPU)",
     )
-    add("--seconds", type=float, default=40.0, help="of measuring per model (default 40)")
+    add("--seconds", type=float, default=50.0, help="of measuring per model (default 50)")
     add("--steps", type=int, help="of training, instead of each task's own")
     add("--seeds", type=int, default=3, help="how many (default 3)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")

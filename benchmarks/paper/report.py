@@ -210,9 +210,8 @@ def quality_cell(values: Sequence[float | None]) -> str:
     s = spread(values)
     if not s.runs:
         return "diverged"
-    text = (
-        f"{s.mean:.2f} ± {s.deviation:.2f}" if s.mean >= 10 else f"{s.mean:.3f} ± {s.deviation:.3f}"
-    )
+    digits = 2 if s.mean >= 10 else 3
+    text = f"{s.mean:.{digits}f} ± {s.deviation:.{digits}f}"
     return f"{text} ({s.diverged} of {s.runs + s.diverged} diverged)" if s.diverged else text
 
 

@@ -88,7 +88,7 @@ def time_model(
 
 
 def normalisation_share(
-    step: Step, batch: Batch, device: torch.device, repeats: int = 5
+    step: Step, batch: Batch, device: torch.device, repeats: int = 3
 ) -> dict[str, float]:
     """How much of ``step`` the fused norms are, forward and backward, by torch.profiler.
 

@@ -163,7 +163,7 @@ def _characters(random: torch.Generator) -> Batch:
 
 
 def _held_out_characters() -> Batch:
-    return (random_batch(corpus()[1], 256, 64, torch.Generator().manual_seed(1)),)
+    return (random_batch(corpus()[1], 128, 64, torch.Generator().manual_seed(1)),)
 
 
 def _language(name: str, title: str, widths: tuple[int, ...], steps: int) -> Task:
