@@ -166,11 +166,12 @@ def time_section(data: dict[str, Any]) -> list[str]:
         "",
         f"Forward, loss, backward and Adam, fp32, scale {options['scale']:g} (1: batch, length and "
         "vocabulary as published; widths always are), all norms in one process, interleaved. "
-        "Reductions: 1 − time / time of that LayerNorm, medians; “=”: inside the noise. Share: own "
-        "time of the norm's operators, forward and backward, in that of all, by torch.profiler. "
-        "“No norm at all”: what a norm that cost nothing would save against native LayerNorm. The "
-        "paper's LayerNorm is composed of elementary operations, and its figures were measured on "
-        "GPUs of 2017 against that.",
+        "Reductions: 1 − time / time of that LayerNorm, medians; “=”: inside the noise. Adam's "
+        "part of a step, which no norm changes, stands in the second table. Share: own time of the "
+        "norm's operators, forward and backward, in that of all, by torch.profiler. “No norm at "
+        "all”: what a norm that cost nothing would save against native LayerNorm. The paper's "
+        "LayerNorm is composed of elementary operations, and the paper's figures were measured "
+        "against such a one on a TITAN X (Pascal) and a V100.",
         "",
         *reductions_table(data),
         "",
