@@ -46,8 +46,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--scale",
         type=float,
-        help="of batch, length and vocabulary in time, never of a normalised width; 1: as "
-        f"published (default {CPU_SCALE} on a CPU, 1 on a GPU)",
+        help="of batch, length and vocabulary in time, never of a width; 1: the "
+        f"models' own sizes (default {CPU_SCALE} on a CPU, 1 on a GPU)",
     )
     add("--seconds", type=float, default=50.0, help="of measuring per model (default 50)")
     add("--steps", type=int, help="of training, instead of each task's own")

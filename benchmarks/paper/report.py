@@ -164,8 +164,9 @@ def time_section(data: dict[str, Any]) -> list[str]:
     return [
         "## Time per training step",
         "",
-        f"Forward, loss, backward and Adam, fp32, scale {options['scale']:g} (1: batch, length and "
-        "vocabulary as published; widths always are), all norms in one process, interleaved. "
+        f"Forward, loss, backward and Adam, fp32, scale {options['scale']:g} of batch, length and "
+        "vocabulary (sizes below; widths are the published ones), all norms in one process, in "
+        "turn. "
         "Reductions: 1 − time / time of that LayerNorm, medians; “=”: inside the noise. Adam's "
         "part of a step, which no norm changes, stands in the second table. Share: own time of the "
         "norm's operators, forward and backward, in that of all, by torch.profiler. “No norm at "
@@ -222,7 +223,10 @@ def widths_line() -> str:
     for task in TASKS.values():
         ks = " / ".join(str(math.ceil(PARTIAL["prms_norm"] * n)) for n in task.widths)
         parts.append(f"{task.title} {ks} of {' / '.join(map(str, task.widths))}")
-    return "k at p = 6.25 %: " + "; ".join(parts) + ". The paper's transformer has 32 of 512."
+    return (
+        "Small models make p = 6.25 % a handful of elements, and few elements make steps unsteady "
+        f"(below): {'; '.join(parts)}. The paper's transformer has 32 of 512."
+    )
 
 
 def quality_section(data: dict[str, Any]) -> list[str]:
@@ -302,7 +306,7 @@ def write(path: Path) -> str:
     if entries_of(data, "quality"):
         lines += quality_section(data)
         plot_curves(data, path.parent / "paper_curves.png")
-    if entries_of(data, "properties"):
+    if "properties/gradients" in data["entries"]:
         lines += properties_section(data)
         plot_gradients(data, path.parent / "paper_gradients.png")
     text = "\n".join(lines)

@@ -7,7 +7,7 @@ beside it. All contenders live in one process and take turns (benchmarks.harness
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..harness import Contender, measure, time_cuda, time_host
 from .models import MODELS
 from .norms import make_norm
 
-__all__ = ["OPTIMISER", "normalisation_share", "time_model"]
+__all__ = ["OPTIMISER", "normalisation_share", "norms_among", "time_model"]
 
 OPTIMISER = "optimiser"  # the contender that is Adam's step alone
 
@@ -99,20 +99,29 @@ def normalisation_share(
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     shares = []
+    calls = 0
     for _ in range(repeats):
         with profile(activities=activities) as profiler:
             step(batch)
             if cuda:
                 torch.cuda.synchronize()
-        norm = total = 0.0
-        calls = 0
-        for event in profiler.key_averages():
-            if event.device_type != DeviceType.CPU:  # a kernel: its operator has its time too
-                continue
-            own = event.self_device_time_total if cuda else event.self_cpu_time_total
-            total += own
-            if any(part in event.key for part in NORM_EVENTS):
-                norm += own
-                calls += event.count * (event.key in FORWARD_EVENTS)
-        shares.append(norm / total if total else 0.0)
+        events = [
+            (e.key, e.self_device_time_total if cuda else e.self_cpu_time_total, e.count)
+            for e in profiler.key_averages()
+            if e.device_type == DeviceType.CPU  # not the kernels: their operators have their time
+        ]
+        share, calls = norms_among(events)
+        shares.append(share)
     return {"share": statistics.median(shares), "calls": calls}
+
+
+def norms_among(events: Iterable[tuple[str, float, int]]) -> tuple[float, int]:
+    """Share of the time, and calls forward, of the norms among (name, own time, count)."""
+    norm = total = 0.0
+    calls = 0
+    for name, own, count in events:
+        total += own
+        if any(part in name for part in NORM_EVENTS):
+            norm += own
+            calls += count * (name in FORWARD_EVENTS)
+    return norm / total if total else 0.0, calls

@@ -1,6 +1,6 @@
 """Blocks of today's language models: norm before attention and FFN, norm of queries and keys.
 
-Sizes of Qwen3-0.6B: width 1024, 16 query and 8 key heads of 128, SwiGLU of 3072.
+Sizes of Qwen3-0.6B: width 1024, 16 query and 8 key heads of 128, SwiGLU of 3072; two blocks.
 """
 
 from __future__ import annotations
