@@ -1,293 +1,29 @@
-"""benchmarks/paper: models that compute what they say with every norm, tasks that follow their
-rules, a run that can be stopped, a report with every row."""
+"""benchmarks/paper: properties in numbers, statistics, a run that is stopped and goes on, a report
+with every row."""
 
 import dataclasses
 import math
-import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from reference import Options, rms_norm
-from torch import Tensor, nn
+from torch import nn
 
-paper = pytest.importorskip(
-    "benchmarks.paper.__main__", reason="needs the repository's root on the path"
-)
+pytest.importorskip("benchmarks.paper", reason="needs the repository's root on the path")
 pytest.importorskip("sklearn", reason="the digits: benchmarks/requirements.txt")
 
-from benchmarks.harness import Timing, load  # noqa: E402
-from benchmarks.paper import report, step_time, tasks  # noqa: E402
-from benchmarks.paper.cells import GRU, LSTM  # noqa: E402
-from benchmarks.paper.models import MODELS  # noqa: E402
-from benchmarks.paper.norms import EPS, LABELS, NORMS, TIMED, make_norm  # noqa: E402
-from benchmarks.paper.properties import INVARIANT, gradient_norms, invariance  # noqa: E402
-from benchmarks.paper.quality import curve, train_task  # noqa: E402
-from benchmarks.paper.summary import mean_curve, reduction, spread  # noqa: E402
+from tiny_models import tiny
+
+import benchmarks.paper.__main__ as paper
+from benchmarks.harness import Timing, load
+from benchmarks.paper import report, step_time, tasks
+from benchmarks.paper.models import MODELS
+from benchmarks.paper.norms import LABELS, TIMED, make_norm
+from benchmarks.paper.properties import INVARIANT, gradient_norms, invariance
+from benchmarks.paper.quality import curve
+from benchmarks.paper.summary import mean_curve, reduction, spread
 
 CPU = torch.device("cpu")
-
-TINY = {
-    "rnnsearch": {"vocabulary": 20, "embedding": 16, "state": 32, "batch": 3, "length": 4},
-    "transformer": {
-        "vocabulary": 20,
-        "width": 32,
-        "hidden": 48,
-        "layers": 2,
-        "heads": 2,
-        "batch": 2,
-        "length": 5,
-    },
-    "attentive_reader": {
-        "vocabulary": 20,
-        "entities": 5,
-        "state": 16,
-        "batch": 2,
-        "document": 4,
-        "question": 3,
-    },
-    "order_embeddings": {
-        "vocabulary": 20,
-        "words": 8,
-        "image": 12,
-        "state": 32,
-        "batch": 4,
-        "length": 3,
-    },
-    "convpool_cnn": {"image": 8, "narrow": 16, "wide": 32, "batch": 2},
-    "llama_block": {
-        "width": 32,
-        "heads": 4,
-        "key_heads": 2,
-        "head": 16,
-        "hidden": 48,
-        "batch": 2,
-        "length": 5,
-    },
-    "vit": {"width": 32, "heads": 2, "layers": 2, "image": 32, "classes": 5, "batch": 2},
-    "dit": {"width": 32, "heads": 2, "layers": 2, "tokens": 6, "batch": 2},
-    "mamba2": {"width": 32, "inner": 64, "state": 8, "head": 16, "batch": 2, "length": 5},
-    "dna_cnn": {"channels": 32, "layers": 2, "kernel": 5, "length": 12, "batch": 2},
-}
-
-
-def tiny(model: str):
-    return dataclasses.replace(MODELS[model].sizes(), **TINY[model])
-
-
-# -- models ---------------------------------------------------------------------------------------
-
-
-def definition(p: float | None) -> Callable[..., nn.Module]:
-    """RMSNorm by the definition that all tests compare with."""
-
-    class Definition(nn.Module):
-        def __init__(self, n: int, affine: bool = True) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(n)) if affine else None
-
-        def forward(self, x: Tensor) -> Tensor:
-            return rms_norm(x, self.weight, None, Options(eps=EPS, p=p))
-
-    return Definition
-
-
-PS = {"prms_norm": 0.0625, "prms_norm_12.5": 0.125, "prms_norm_25": 0.25, "prms_norm_50": 0.5}
-# What each norm must agree with, loss and gradients.
-SAME_AS = {
-    "layer_norm": make_norm("layer_norm_composed"),
-    "rms_norm": definition(None),
-    "torch_rms_norm": definition(None),
-    **{name: definition(p) for name, p in PS.items()},
-}
-
-
-def gradients(model: str, norm: Callable[..., nn.Module]) -> dict[str, Tensor]:
-    """Parameter -> gradient after one step in fp64, and the loss."""
-    sizes = tiny(model)
-    batch = MODELS[model].batch(sizes, torch.Generator().manual_seed(0))
-    torch.manual_seed(1)
-    built = MODELS[model].model(norm, sizes).double()
-    torch.manual_seed(2)  # of the dropout
-    loss = built(*(t.double() if t.is_floating_point() else t for t in batch))
-    loss.backward()
-    found = {name: p.grad for name, p in built.named_parameters()}
-    return {**found, "loss": loss.detach()}
-
-
-def test_every_norm_has_its_definition():
-    assert SAME_AS.keys() | {"none", "layer_norm_composed"} == NORMS.keys() == LABELS.keys()
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_loss_and_gradients_are_those_of_the_definition(model):
-    for norm in NORMS:
-        got = gradients(model, make_norm(norm))
-        for name, grad in got.items():
-            assert grad is not None, (norm, name)
-            assert grad.isfinite().all(), (norm, name)
-            # A shift of all keys changes no softmax.
-            assert grad.abs().max() > 0 or name.endswith(".k.bias"), (norm, name)
-        if norm in SAME_AS:
-            expected = gradients(model, SAME_AS[norm])
-            assert got.keys() == expected.keys()
-            for name, grad in got.items():
-                torch.testing.assert_close(
-                    grad,
-                    expected[name],
-                    rtol=1e-7,
-                    atol=1e-12,
-                    msg=lambda m, at=(norm, name): f"{at}: {m}",
-                )
-
-
-def widths_normalised(make: Callable[[Callable[..., nn.Module]], nn.Module], *batch) -> list[int]:
-    """The width of every tensor that passes a norm, in a forward pass."""
-    seen = []
-
-    class Counted(nn.Module):
-        def __init__(self, n: int, affine: bool = True) -> None:
-            super().__init__()
-            self.n = n
-
-        def forward(self, x: Tensor) -> Tensor:
-            assert x.shape[-1] == self.n
-            seen.append(self.n)
-            return x
-
-    make(Counted)(*batch)
-    return seen
-
-
-def test_what_the_paper_normalises():
-    x = torch.randn(2, 5, 8)
-    gru = widths_normalised(lambda norm: GRU(norm, 8, 16), x)
-    assert gru == 5 * [32, 32, 16, 16]  # four tensors per step
-    lstm = widths_normalised(lambda norm: LSTM(norm, 8, 16), x)
-    assert lstm == 5 * [64, 64, 16]  # three: input, recurrent, cell
-
-    def whole(model: str) -> list[int]:
-        spec, sizes = MODELS[model], tiny(model)
-        batch = spec.batch(sizes, torch.Generator().manual_seed(0))
-        return widths_normalised(lambda norm: spec.model(norm, sizes), *batch)
-
-    assert whole("convpool_cnn") == 3 * [16] + 6 * [32]  # each convolution, over its channels
-    assert whole("transformer") == 2 * 2 * [32] + 2 * 3 * [32]
-    assert len(whole("order_embeddings")) == 3 * 4
-    # Two encoders and two decoders of four; query at each step; first state, keys, read-out.
-    assert len(whole("rnnsearch")) == 4 * (4 * 4 + 1) + 3
-    # Two directions of document and question.
-    assert len(whole("attentive_reader")) == 2 * 3 * (4 + 3)
-
-
-def test_sizes_are_the_published_ones():
-    expected = {
-        "rnnsearch": {"embedding": 512, "state": 1000, "batch": 80},
-        "transformer": {"width": 512, "hidden": 2048, "layers": 6, "heads": 8},
-        "attentive_reader": {"state": 240, "batch": 64},
-        "order_embeddings": {"state": 1024, "words": 300, "batch": 128, "margin": 0.05},
-        "convpool_cnn": {"narrow": 96, "wide": 192, "batch": 100},
-    }
-    for model, sizes in expected.items():
-        found = dataclasses.asdict(MODELS[model].sizes())
-        assert {k: found[k] for k in sizes} == sizes
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_scale_leaves_every_width(model):
-    spec = MODELS[model]
-    assert spec.scaled(1.0) == spec.sizes()
-    full, small = (dataclasses.asdict(spec.scaled(s)) for s in (1.0, 0.01))
-    shrunk = {k for k in full if small[k] != full[k]}
-    assert shrunk
-    assert shrunk <= {"vocabulary", "batch", "length", "document", "question"}
-    assert all(small[k] < full[k] for k in shrunk)
-
-
-# -- tasks ----------------------------------------------------------------------------------------
-
-
-def test_digits_held_out_are_others():
-    (images, classes), (others, other_classes) = tasks.digits("train"), tasks.digits("held out")
-    assert len(images) == len(classes) == 899
-    assert len(others) == len(other_classes) == 898
-    both = torch.cat([images, others])
-    assert abs(both.mean()) < 1e-5
-    assert abs(both.std() - 1) < 1e-5
-    assert classes.bincount().min() > 70
-    assert (images.flatten(1)[:, None] == others.flatten(1)[None]).all(-1).sum() == 0
-
-
-def test_reversal():
-    source, target = tasks.reversed_words(torch.Generator().manual_seed(0), 50)
-    assert torch.equal(target.flip(1), source)
-    assert source.unique().tolist() == list(range(16))
-
-
-def letters(bases: Tensor) -> list[str]:
-    return ["".join(tasks.BASES[b] for b in row) for row in bases.tolist()]
-
-
-def test_splice_sites_follow_their_consensus():
-    random = torch.Generator().manual_seed(0)
-    donors = letters(tasks.donors(4000, random))
-    acceptors = letters(tasks.acceptors(4000, random))
-    assert all(re.fullmatch("...GT....", s) for s in donors)
-    assert all(re.fullmatch(".{11}AG.", s) for s in acceptors)
-    # Kept with 0.85; a random base is right by chance as often as the letter is ambiguous.
-    for sites, place, allowed in ((donors, 0, "AC"), (donors, 8, "T"), (acceptors, 3, "CT")):
-        share = sum(s[place] in allowed for s in sites) / 4000
-        assert abs(share - (0.85 + 0.15 * len(allowed) / 4)) < 0.03
-
-
-def agreement(sequence: str, consensus: str) -> int:
-    """Letters of the best place that follow the consensus; its fixed pair must stand there."""
-    allowed = [tasks.AMBIGUOUS.get(letter, letter) for letter in consensus]
-    fixed = tasks.FIXED[consensus]
-    best = 0
-    for start in range(len(sequence) - len(consensus) + 1):
-        window = sequence[start : start + len(consensus)]
-        fits = [letter in a for letter, a in zip(window, allowed, strict=True)]
-        if all(fits[i] for i in fixed):
-            best = max(best, sum(fits))
-    return best
-
-
-def test_a_splice_site_is_what_its_class_says():
-    bases, classes = tasks.splice(torch.Generator().manual_seed(0), 4000)
-    assert classes.bincount(minlength=3).min() > 1200
-    some, its = letters(bases[:600]), classes[:600]
-    for cls, pattern in ((1, tasks.DONOR), (2, tasks.ACCEPTOR)):
-        fits = torch.tensor([agreement(s, pattern) for s in some]).double() / len(pattern)
-        inside, *outside = (fits[its == c].mean() for c in (cls, 0, 3 - cls))
-        assert inside > 0.85
-        assert max(outside) < 0.7
-    # Composition tells nothing: shuffled sites of either kind against sites of either kind.
-    counts = torch.nn.functional.one_hot(bases, 4).double().mean(1)
-    decoys, sites = counts[classes == 0].mean(0), counts[classes > 0].mean(0)
-    assert (decoys - sites).abs().max() < 0.007
-
-
-def test_tasks_repeat_and_held_out_data_are_new():
-    for name, task in tasks.TASKS.items():
-        first, again, other = (task.batch(torch.Generator().manual_seed(s)) for s in (0, 0, 1))
-        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)), name
-        assert not torch.equal(first[0], other[0]), name
-        held_out = task.held_out()
-        assert all(torch.equal(a, b) for a, b in zip(held_out, task.held_out(), strict=True)), name
-        assert len(held_out[0]) >= 128, name
-
-
-def test_accuracy_counts_first_choices():
-    class Known(nn.Module):
-        def logits(self, x: Tensor, target: Tensor | None = None) -> Tensor:
-            return torch.nn.functional.one_hot(x, 4)
-
-    x = torch.tensor([0, 1, 2, 3])
-    assert tasks.accuracy(Known(), x, torch.tensor([0, 1, 2, 0])) == 75
-    assert tasks.accuracy(Known(), x.view(2, 2), torch.tensor([[1, 1], [2, 0]])) == 50
-
 
 # -- properties -----------------------------------------------------------------------------------
 
@@ -403,27 +139,6 @@ def tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SHORT = ["--seconds", "0", "--steps", "4", "--seeds", "1", "--device", "cpu", "--out"]
-
-
-@pytest.mark.parametrize("name", tasks.TASKS)
-def test_every_task_trains(name):
-    norms = ["layer_norm", "prms_norm"]
-    entry = train_task(name, norms, seed=0, steps=4, device=CPU)
-    assert entry["metric"].keys() == entry["curves"].keys() == set(norms)
-    for norm in norms:
-        assert math.isfinite(entry["metric"][norm])
-        assert [step for step, _ in entry["curves"][norm]] == [1, 2, 3, 4]
-
-
-def test_training_repeats():
-    """Weights, batches and dropout follow from the seed."""
-    first, again, other = (
-        train_task("digits_cnn", ["layer_norm", "rms_norm"], seed=s, steps=3, device=CPU)
-        for s in (0, 0, 1)
-    )
-    assert again == first
-    assert other["curves"]["rms_norm"] != first["curves"]["rms_norm"]
-    assert first["curves"]["layer_norm"] != first["curves"]["rms_norm"]
 
 
 def rows_starting(text: str, first: str) -> list[list[str]]:
