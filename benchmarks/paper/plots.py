@@ -41,10 +41,10 @@ def plot_reductions(data: dict[str, Any], path: Path) -> None:
                 _published(axis, entries, ours, offset)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_xlabel(f"% less time per step than with the {title}")
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
     axes[0].set_yticks(range(len(entries)), [MODELS[e["model"]].title for e in entries])
     axes[0].invert_yaxis()
+    handles, labels = axes[1].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
     fig.suptitle(conditions(data) + "; whiskers: noise", fontsize=9)
     _save(fig, path)
 

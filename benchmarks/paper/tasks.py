@@ -212,6 +212,7 @@ TASKS: dict[str, Task] = {
         lambda random: _digits_batch(random, 64),
         lambda: digits("held out"),
         500,
+        2e-3,
     ),
     "characters_gru": _language("gru", "Characters, GRU", (512, 256), 200),
     "characters_transformer": _language("transformer", "Characters, Transformer", (128,), 200),
