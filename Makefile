@@ -2,7 +2,7 @@
 #   make bench    set up, build, run the main benchmark
 #   make test     set up, build, run all tests
 #
-# and make gpu what needs a GPU.
+# make paper repeats the paper's comparisons, make gpu does what needs a GPU.
 #
 # The interpreter's torch is used if it has one >= 2.11; else .venv is made with torch 2.13.0.
 # PYTHON=... selects another interpreter. Nothing is downloaded for what is already present.
@@ -26,7 +26,7 @@ STAMPS := build/$(subst /,_,$(PY))
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml python/fused_rmsnorm/VERSION
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: build bench bench-full gpu test lint format clean
+.PHONY: build bench bench-full paper gpu test lint format clean
 
 build: $(STAMPS)/built
 
@@ -36,6 +36,10 @@ bench: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
 bench-full: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
 	$(PY) -m benchmarks.bench_norms --full
 	$(PY) -m benchmarks.compile_modes
+
+# The paper's models, claims and properties. PAPER_ARGS, e.g. --only time --models transformer
+paper: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
+	$(PY) -m benchmarks.paper $(PAPER_ARGS)
 
 # On a machine with a GPU: build, test, compute-sanitizer, benchmark. GPU_ARGS, e.g. --stages bench
 gpu: $(STAMPS)/built $(STAMPS)/requirements-test $(STAMPS)/benchmarks-requirements

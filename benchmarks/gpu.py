@@ -6,8 +6,10 @@ build      for the GPU that is there
 test       the whole test suite, which then runs on the GPU too
 sanitize   compute-sanitizer (memcheck, racecheck, synccheck, initcheck) over every launch plan
 bench      the grid against F.layer_norm, F.rms_norm, compiled F.rms_norm and the peers installed
+paper      a training step of each of the paper's models with each norm
 
-Works offline. Writes gpu.json (what ran, how it ended), norms.json, norms.md and plots into --out.
+Works offline. Writes gpu.json (what ran, how it ended), norms.json, paper.json and their tables and
+plots into --out.
 With --cpu every stage runs on the CPU in a small form, to see that the command itself works.
 """
 
@@ -30,7 +32,7 @@ from .harness import RESULTS, environment, hardware_slug
 from .peers import absent
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("build", "test", "sanitize", "bench")
+STAGES = ("build", "test", "sanitize", "bench", "paper")
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 # Rows short and long, aligned and not, registers, clusters and two passes.
 PROBED = (8, 64, 100, 128, 1000, 1024, 4096, 4097, 16384, 40000, 131072, 300000)
@@ -62,6 +64,12 @@ def commands(stage: str, cpu: bool, seconds: float, out: Path) -> Iterator[tuple
         for tool in TOOLS if not cpu else ("none",):
             checker = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
             yield f"sanitize/{tool}", probe if cpu else [*checker, *probe]
+    elif stage == "paper":
+        size = ["--seconds", "10"]
+        if cpu:
+            size = ["--seconds", "0", "--scale", "0.01", "--models", "dna_cnn", "--device", "cpu"]
+        paper = [python, "-m", "benchmarks.paper", "--out", str(out)]
+        yield "paper", [*paper, *size, "--only", "time", "properties"]
     elif cpu:
         small = ["--shapes", "4x64", "3x129", "--seconds", "0.02", "--no-compile"]
         yield "bench", [*_bench(python, out), *small, "--only", "speed", "latency"]

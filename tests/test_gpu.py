@@ -14,14 +14,17 @@ def outcome(folder: Path) -> dict[str, dict[str, object]]:
 
 
 def test_small_form_of_the_later_stages(tmp_path: Path) -> None:
-    assert gpu.main(["--cpu", "--stages", "sanitize", "bench", "--out", str(tmp_path)]) == 0
+    assert (
+        gpu.main(["--cpu", "--stages", "sanitize", "bench", "paper", "--out", str(tmp_path)]) == 0
+    )
     parts = outcome(tmp_path)
-    assert list(parts) == ["sanitize/none", "bench"]
+    assert list(parts) == ["sanitize/none", "bench", "paper"]
     assert all(p["rc"] == 0 for p in parts.values())
     speeds = json.loads((tmp_path / "norms.json").read_text())["entries"]
     assert {e["n"] for k, e in speeds.items() if k.startswith("speed/")} == {64, 129}
     assert "| F.layer_norm | F.rms_norm |" in (tmp_path / "norms.md").read_text()
     assert (tmp_path / "speed.png").exists()
+    assert "DNA 1-D CNN" in (tmp_path / "paper.md").read_text()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
