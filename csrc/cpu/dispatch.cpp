@@ -98,9 +98,8 @@ const char* capability() { return kernels.name; }
 void forward(const Forward& f, int64_t row_begin, int64_t row_end) {
   const int64_t size = size_of(f.y_dtype);
   const bool both_aligned = !f.residual.data || offset_in_line(f.y) == offset_in_line(f.sum);
-  run_faster(
-      row_begin, row_end, f.n * size, both_aligned && can_stream(f.n, size),
-      [&](int64_t begin, int64_t end, bool stream) { kernels.forward(f, begin, end, stream); });
+  run_faster(row_begin, row_end, f.n * size, both_aligned && can_stream(f.n, size),
+             [&](int64_t begin, int64_t end, bool stream) { kernels.forward(f, begin, end, stream); });
 }
 
 int64_t forward_grain(const Forward& f) { return ceil_div(kGrainElements, f.n); }
@@ -115,10 +114,9 @@ int64_t backward_chunks(const Backward& b) { return plan(b).count; }
 void backward(const Backward& b, int64_t chunk_begin, int64_t chunk_end) {
   const int64_t size = size_of(b.x_dtype);
   const Chunks chunks = plan(b);
-  run_faster(chunk_begin, chunk_end, chunks.rows_per_chunk * b.n * size, b.dx && can_stream(b.n, size),
-             [&](int64_t begin, int64_t end, bool stream) {
-               kernels.backward(b, chunks, begin, end, stream);
-             });
+  run_faster(
+      chunk_begin, chunk_end, chunks.rows_per_chunk * b.n * size, b.dx && can_stream(b.n, size),
+      [&](int64_t begin, int64_t end, bool stream) { kernels.backward(b, chunks, begin, end, stream); });
 }
 
 void backward_merge(const Backward& b, int64_t col_begin, int64_t col_end) {
