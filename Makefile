@@ -2,7 +2,8 @@
 #   make bench    set up, build, run the main benchmark
 #   make test     set up, build, run all tests
 #
-# and make gpu what needs a GPU; make dist writes a source distribution and a wheel for many GPUs.
+# make paper repeats the paper's comparisons, make gpu does what needs a GPU, make dist writes a source
+# distribution and a wheel for many GPUs.
 #
 # The interpreter's torch is used if it has one >= 2.11; else .venv is made with torch 2.13.0.
 # PYTHON=... selects another interpreter. Nothing is downloaded for what is already present.
@@ -34,7 +35,7 @@ $(shell mkdir -p $(STAMPS); echo '$(SETTINGS)' | cmp -s - $(STAMPS)/settings || 
 endif
 ENSURE = $(PY) requirements/ensure.py
 
-.PHONY: build bench bench-full gpu test dist lint format clean
+.PHONY: build bench bench-full paper gpu test dist lint format clean
 
 build: $(STAMPS)/built
 
@@ -43,6 +44,11 @@ bench: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
 
 bench-full: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
 	$(PY) -m benchmarks.bench_norms --full
+	$(PY) -m benchmarks.compile_modes
+
+# The paper's models, claims and properties. PAPER_ARGS, e.g. --only time --models transformer
+paper: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
+	$(PY) -m benchmarks.paper $(PAPER_ARGS)
 
 # On a machine with a GPU: build, test, compute-sanitizer, benchmark. GPU_ARGS, e.g. --stages bench.
 # Works with what is there, without a network: a stage that lacks something says what and fails alone.

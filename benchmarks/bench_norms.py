@@ -40,7 +40,7 @@ from .norms_speed import (
     cases,
     time_case,
 )
-from .progress import progress_bar
+from .optional import progress_bar
 
 PARTS = ("speed", "add", "latency", "memory", "learning")
 LEARNED = ("layer_norm", "rms_norm", "prms_norm")
@@ -151,7 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = options_of(args)
     folder = args.out or RESULTS / hardware_slug(environment())
     results = Results(folder / "norms.json", "norms", options, resume=not args.fresh)
-    print(results.note)
+    if results.note:
+        print(results.note)
     try:
         run(results, options)
     except KeyboardInterrupt:

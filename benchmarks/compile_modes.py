@@ -12,9 +12,8 @@ each forward under no_grad, and forward with backward, as training does; the opt
 same for all, is left out. Before anything is timed, every RMSNorm's output is compared with that
 of nn.RMSNorm in eager mode.
 
-Writes benchmarks/results/<hardware>/compile_modes.json and compile_modes.md. A model takes up to a
-minute to compile: 20 minutes in all on 2 cores. Ctrl-C keeps what is done; the same command goes
-on from there.
+Writes benchmarks/results/<hardware>/compile_modes.json and compile_modes.md; most of the time goes
+into compiling. Ctrl-C keeps what is done; the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from . import report
 from .harness import (
@@ -44,6 +42,7 @@ from .harness import (
     time_cuda,
     time_host,
 )
+from .optional import progress_bar
 from .paper.models import llama_block
 from .paper.norms import EPS, MakeNorm, make_norm
 
@@ -201,6 +200,9 @@ def _time_context(
         torch.manual_seed(0)
         made = AddNorm if name in ADD_VARIANTS else make
         model = made(norm, sizes).to(device, dtype)
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # a norm's weight: 1 would hide that it is not used
+                nn.init.normal_(parameter, 1, 0.1)
         run: Any = torch.compile(model, dynamic=False) if is_compiled else model
         call = _call(run, list(model.parameters()), grads, backward)
         contenders.append(Contender(name, call, [inputs]))
@@ -250,23 +252,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = Results(
         folder / "compile_modes.json", "compile_modes", options, resume=not args.fresh
     )
-    print(results.note)
+    if results.note:
+        print(results.note)
     todo = list(itertools.product(args.contexts, args.dtypes, DIRECTIONS))
     try:
-        for context, dtype, direction in tqdm(todo, bar_format="{l_bar}{bar}| {elapsed}"):
-            results.run(
-                f"compile/{context}/{dtype}/{direction}",
-                functools.partial(
-                    time_context,
-                    context,
-                    direction,
-                    getattr(torch, dtype),
-                    sizes,
-                    device,
-                    args.seconds,
-                    compiled=not args.no_compile,
-                ),
-            )
+        with progress_bar(len(todo)) as bar:
+            for context, dtype, direction in todo:
+                bar.set_description(f"{context}, {dtype}, {direction}")
+                results.run(
+                    f"compile/{context}/{dtype}/{direction}",
+                    functools.partial(
+                        time_context,
+                        context,
+                        direction,
+                        getattr(torch, dtype),
+                        sizes,
+                        device,
+                        args.seconds,
+                        compiled=not args.no_compile,
+                    ),
+                )
+                bar.update()
     except KeyboardInterrupt:
         print(f"\nstopped: {len(results.entries)} entries kept in {results.partial}")
         return 130

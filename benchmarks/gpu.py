@@ -8,10 +8,11 @@ test       the whole test suite, which then runs on the GPU too: test/gpu, and t
 sanitize   compute-sanitizer (memcheck, racecheck, synccheck, initcheck) over every launch plan
 bench      the grid against F.layer_norm, F.rms_norm, compiled F.rms_norm and the peers installed;
            over its limit it keeps what it has, and the same command goes on from there
+paper      a training step of each of the paper's models with each norm
 
 Works offline: a stage that lacks a program or package says so and fails alone. Writes gpu.json
-(what ran, how it ended), norms.json, norms.md and plots into --out. With --cpu every stage runs on
-the CPU in a small form, to see that the command itself works.
+(what ran, how it ended), norms.json, paper.json and their tables and plots into --out. With --cpu
+every stage runs on the CPU in a small form, to see that the command itself works.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ info = fused_rmsnorm.build_info()
 print(json.dumps(info, indent=1))
 sys.exit(sys.argv[1] == "cuda" and not info["cuda"] and "built without CUDA")
 """
-STAGES = ("build", "test", "sanitize", "bench")
+STAGES = ("build", "test", "sanitize", "bench", "paper")
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 # Rows short and long, aligned and not, registers, clusters and two passes.
 PROBED = (8, 64, 100, 128, 1000, 1024, 4096, 4097, 16384, 40000, 131072, 300000)
@@ -87,6 +88,12 @@ def commands(stage: str, args: argparse.Namespace) -> Iterator[tuple[str, list[s
         for tool in TOOLS if not args.cpu else ("none",):
             checker = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
             yield f"sanitize/{tool}", probe if args.cpu else [*checker, *probe]
+    elif stage == "paper":
+        size = ["--seconds", "10"]
+        if args.cpu:
+            size = ["--seconds", "0", "--scale", "0.01", "--models", "dna_cnn", "--device", "cpu"]
+        paper = [python, "-m", "benchmarks.paper", "--out", str(args.out)]
+        yield "paper", [*paper, *size, "--only", "time", "properties"]
     else:
         bench = [python, "-m", "benchmarks.bench_norms", "--out", str(args.out)]
         grid = ["--gpu", "--seconds", str(args.seconds)]

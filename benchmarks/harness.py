@@ -30,6 +30,7 @@ from .environment import environment, hardware_slug, keep_freed_memory
 __all__ = [
     "RESULTS",
     "SCHEMA",
+    "UNKNOWN",
     "Contender",
     "Results",
     "Timing",
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 SCHEMA = 1
+UNKNOWN = 99.0  # a noise that no ratio is outside of; JSON has no infinity
 RESULTS = Path(__file__).parent / "results"
 
 Call = Callable[[Any], object]
@@ -163,8 +165,10 @@ def noise_of(first: np.ndarray, second: np.ndarray) -> float:
     Each median here is over half the samples of a contender, so the ratio of two contenders by all
     their samples keeps inside the larger of their noises more often than 95 %: in simulations of
     5 to 200 rounds, normal and heavy-tailed, with and without a common drift, fewer than 1 % of
-    equal contenders came out different.
+    equal contenders came out different. Fewer than 3 rounds say nothing: ``UNKNOWN``.
     """
+    if len(first) < 3:
+        return UNKNOWN
     rng = np.random.default_rng(0)
     pick = rng.integers(0, len(first), (400, len(first)))
     ratios = np.median(first[pick], axis=1) / np.median(second[pick], axis=1)

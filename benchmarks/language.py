@@ -1,15 +1,9 @@
-"""Character language models on the Python standard library's own sources: real text, no download.
-
-What is trained differs in the norm alone: same seeds, same batches, steps interleaved in random
-order so that their times compare.
-"""
+"""Character language models on the Python standard library's sources: real text, no download."""
 
 from __future__ import annotations
 
 import functools
-import random
 import sysconfig
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .harness import summarise
+from . import training
 from .paper.cells import GRU
 from .paper.models.transformer import Layer, positions
-from .paper.norms import MakeNorm, make_norm
+from .paper.norms import MakeNorm
 
 __all__ = ["LANGUAGE_MODELS", "corpus", "random_batch", "train_side_by_side"]
 
@@ -122,41 +116,24 @@ def train_side_by_side(
     """Trains one model per norm, a step of each in turn; an entry of the results.
 
     Returns:
-        Per norm: training loss of every step, held-out loss at the end, Timing of a step (forward,
-        backward and Adam; its noise is that of odd against even steps).
+        Per norm: training loss of every step, held-out loss at the end, Timing of a step.
     """
-    models, optimisers = {}, {}
-    for norm in norms:
-        torch.manual_seed(seed)
-        models[norm] = LANGUAGE_MODELS[name](make_norm(norm)).to(device)
-        optimisers[norm] = torch.optim.Adam(models[norm].parameters(), lr=rate, fused=True)
-    losses: dict[str, list[float]] = {norm: [] for norm in norms}
-    seconds: dict[str, list[float]] = {norm: [] for norm in norms}
-    generator, order = torch.Generator().manual_seed(seed), random.Random(seed)
-    turns = list(norms)
-    for step in range(steps):
-        text = random_batch(corpus()[0], batch, length, generator).to(device)
-        for group in optimisers.values():
-            group.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 20)
-        order.shuffle(turns)
-        for norm in turns:
-            start = time.perf_counter()
-            loss = models[norm](text)
-            optimisers[norm].zero_grad()
-            loss.backward()
-            optimisers[norm].step()
-            losses[norm].append(loss.item())  # waits for a GPU, too
-            seconds[norm].append(time.perf_counter() - start)
-        progress()
-    skip = min(4, steps // 2)  # the first steps allocate
-    times = {n: np.array(s[skip : skip + (steps - skip) // 2 * 2]) for n, s in seconds.items()}
+
+    def text(generator: torch.Generator) -> tuple[Tensor]:
+        return (random_batch(corpus()[0], batch, length, generator),)
+
+    trained = training.train_side_by_side(
+        LANGUAGE_MODELS[name], text, norms, steps, device, rate=rate, seed=seed, progress=progress
+    )
     return {
         "model": name,
         "steps": steps,
         "seed": seed,
         "batch": batch,
         "length": length,
-        "losses": {n: [round(v, 4) for v in values] for n, values in losses.items()},
-        "held_out": {n: _held_out_loss(m, batch, length, device) for n, m in models.items()},
-        "times": {n: summarise(t.reshape(-1, 2), 1) for n, t in times.items()},
+        "losses": {n: [round(v, 4) for v in values] for n, values in trained.losses.items()},
+        "held_out": {
+            n: _held_out_loss(m, batch, length, device) for n, m in trained.models.items()
+        },
+        "times": trained.times,
     }

@@ -8,13 +8,13 @@ not run, is left out.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .harness import Timing, load, speedup
+from .optional import pyplot
 
 LABELS = {
     "add_rms_norm": "add_rms_norm (ours)",
@@ -49,9 +49,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> l
     return ["| " + " | ".join(line[i] for i in shown) + " |" for line in lines]
 
 
-def spread(t: Timing, unit: float) -> str:
-    """Median and p20 … p80, with one decimal, of ``unit`` per second: 1e3 is ms."""
-    return f"{t.median * unit:.1f} ({t.p20 * unit:.1f} … {t.p80 * unit:.1f})"
+def spread(t: Timing, unit: float, digits: int = 1) -> str:
+    """Median and p20 … p80 in a unit that is 1 / ``unit`` seconds: 1e3 gives ms."""
+    median, p20, p80 = (f"{v * unit:.{digits}f}" for v in (t.median, t.p20, t.p80))
+    return f"{median} ({p20} … {p80})"
 
 
 def times_of(entry: dict[str, Any]) -> dict[str, Timing]:
@@ -163,8 +164,10 @@ def compile_table(data: dict[str, Any]) -> list[str]:
         times = times_of(e)
         base = next(name for name in COMPILED if name in times)
         ratios = (ratio(times, name, base) if name != base else "1" for name in COMPILED)
-        rows.append([e["context"], e["dtype"], e["direction"], spread(times[base], 1e3), *ratios])
-    header = ["context", "dtype", "direction", "ms of the column with 1", *COMPILED.values()]
+        rows.append(
+            [e["context"], e["dtype"], e["direction"], spread(times[base], 1e3, digits=3), *ratios]
+        )
+    header = ["context", "dtype", "direction", "ms of that with 1 (p20 … p80)", *COMPILED.values()]
     return table(header, rows, 3)
 
 
@@ -189,19 +192,9 @@ def conditions(data: dict[str, Any]) -> str:
     return f"{where}, {env['threads']} threads, {isa}, torch {env['torch']}, {data['started'][:10]}"
 
 
-def _pyplot() -> Any:
-    """matplotlib without a screen; None, and a line that says so, where it is missing."""
-    try:
-        importlib.import_module("matplotlib").use("Agg")
-    except ModuleNotFoundError:
-        print("no plots: matplotlib is not installed", file=sys.stderr)
-        return None
-    return importlib.import_module("matplotlib.pyplot")
-
-
 def plot_speed(data: dict[str, Any], path: Path) -> None:
     """Ratio of F.layer_norm's, F.rms_norm's and compiled time to ours, per case."""
-    if (plt := _pyplot()) is None:
+    if (plt := pyplot()) is None:
         return
     cases = entries_of(data, "speed")
     fig, axis = plt.subplots(figsize=(9, 0.32 * len(cases) + 1.2), layout="constrained")
@@ -241,7 +234,7 @@ def plot_speed(data: dict[str, Any], path: Path) -> None:
 
 def plot_learning(data: dict[str, Any], path: Path) -> None:
     """Training loss against step and against time, per model."""
-    if (plt := _pyplot()) is None:
+    if (plt := pyplot()) is None:
         return
     models = entries_of(data, "learning")
     fig, axes = plt.subplots(

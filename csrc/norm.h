@@ -70,7 +70,7 @@ struct Backward {
 namespace cpu {
 
 [[gnu::visibility("default")]] const char*
-capability();  // "AVX512_BF16", "AVX512", "AVX2", "NEON" or "baseline"; capped by ATEN_CPU_CAPABILITY
+capability();  // "AVX512", "AVX2", "NEON" or "baseline"; capped by ATEN_CPU_CAPABILITY
 
 void forward(const Forward&, int64_t row_begin, int64_t row_end);
 int64_t forward_grain(const Forward&);  // rows below which a second thread does not pay

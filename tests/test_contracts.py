@@ -97,6 +97,31 @@ def test_any_alignment(device, dtype, n):
             assert same_bits(a, e)
 
 
+@pytest.mark.parametrize(
+    ("rows", "n", "dtype"),
+    [(2500, 1000, torch.float32), (700, 4099, torch.float32), (5000, 1000, torch.bfloat16)],
+    ids=str,
+)
+def test_large_outputs(device, rows, n, dtype):
+    """From 8 MiB a thread on, the CPU kernels write parts of one result past the caches and parts
+    with ordinary stores, as they are timed: no bit may hang on which part is which."""
+    args = inputs(rows, n, dtype, device)
+    x, w, b, dy = args
+    torch.set_num_threads(1)
+    large = everything(*args, Options())
+    sums = F.add_rms_norm(x, dy, n, w)
+    for i in range(0, rows, 100):
+        part = everything(x[i : i + 100], w, b, dy[i : i + 100], Options())
+        assert same_bits(large[0][i : i + 100], part[0])
+        assert same_bits(large[1][i : i + 100], part[1])
+        added = F.add_rms_norm(x[i : i + 100], dy[i : i + 100], n, w)
+        for whole, piece in zip(sums, added, strict=True):
+            assert same_bits(whole[i : i + 100], piece)
+    torch.set_num_threads(3)  # too little for each to be written past the caches
+    for a, e in zip(everything(*args, Options()), large, strict=True):
+        assert same_bits(a, e)
+
+
 @pytest.mark.parametrize("o", OPTION_SETS, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize(("rows", "n"), SIZES)

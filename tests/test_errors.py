@@ -40,8 +40,9 @@ def through_add(**kwargs):
 
 def through_add_in_place(**kwargs):
     args = {"input": x, "weight": w, **kwargs}
-    input = args.pop("input").clone()
-    F.add_rms_norm_(input, input.clone(), 8, args.pop("weight"), args.pop("eps", None), **args)
+    input = args.pop("input")
+    input = input.clone() if isinstance(input, torch.Tensor) else input
+    F.add_rms_norm_(input, x.clone(), 8, args.pop("weight"), args.pop("eps", None), **args)
 
 
 ROUTES = [
@@ -75,19 +76,14 @@ def test_values(route, name, value, message):
         route(**{name: value})
 
 
+REAL = "must have dtype float16, bfloat16, float32 or float64"
+INPUT = "input must have dtype float16, bfloat16, float32, float64, complex64 or complex128"
+
+
 TENSORS = [
-    (
-        "input",
-        TypeError,
-        x.long(),
-        "input must have a floating-point or complex dtype, but got Long",
-    ),
-    (
-        "input",
-        TypeError,
-        x.bool(),
-        "input must have a floating-point or complex dtype, but got Bool",
-    ),
+    ("input", TypeError, x.long(), f"{INPUT}, but got Long"),
+    ("input", TypeError, x.bool(), f"{INPUT}, but got Bool"),
+    ("input", TypeError, x.to(torch.float8_e4m3fn), f"{INPUT}, but got Float8_e4m3fn"),
     (
         "weight",
         RuntimeError,
@@ -97,17 +93,14 @@ TENSORS = [
     ("weight", RuntimeError, torch.ones(1, 8), "weight must have shape [8]"),
     ("weight", RuntimeError, torch.tensor(1.0), "weight must have shape [8]"),
     ("weight", RuntimeError, w.to("meta"), "weight must be on input's device cpu, but is on meta"),
-    ("weight", TypeError, w.long(), "weight must have a floating-point dtype, but got Long"),
-    (
-        "weight",
-        TypeError,
-        w.cfloat(),
-        "weight must have a floating-point dtype, but got ComplexFloat",
-    ),
+    ("weight", TypeError, w.long(), f"weight {REAL}, but got Long"),
+    ("weight", TypeError, w.cfloat(), f"weight {REAL}, but got ComplexFloat"),
+    ("weight", TypeError, w.to(torch.float8_e5m2), f"weight {REAL}, but got Float8_e5m2"),
     ("bias", RuntimeError, torch.ones(9), "bias must have shape [8], the size of input's last "),
     ("bias", RuntimeError, b.to("meta"), "bias must be on input's device cpu, but is on meta"),
-    ("bias", TypeError, b.long(), "bias must have a floating-point dtype, but got Long"),
-    ("bias", TypeError, b.cfloat(), "bias must have a floating-point dtype, but got ComplexFloat"),
+    ("bias", TypeError, b.long(), f"bias {REAL}, but got Long"),
+    ("bias", TypeError, b.cfloat(), f"bias {REAL}, but got ComplexFloat"),
+    ("bias", TypeError, b.to(torch.float8_e5m2), f"bias {REAL}, but got Float8_e5m2"),
 ]
 
 
@@ -140,7 +133,7 @@ def test_bias_alone_is_called_bias(route, value):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("route", [through_function, through_add])
+@pytest.mark.parametrize("route", [r for r in ROUTES if r is not through_operator])
 def test_python_types(route, args, message):
     with pytest.raises(TypeError, match=r"^" + re.escape(message)):
         route(**args)
@@ -228,7 +221,8 @@ BWD = {
     ("name", "value", "kind", "message"),
     [
         ("grad_output", x[:3], RuntimeError, "grad_output must have input's shape [4, 8], but got"),
-        ("grad_output", x.long(), TypeError, "grad_output must have a floating-point dtype, but"),
+        ("grad_output", x.long(), TypeError, f"grad_output {REAL}, but got Long"),
+        ("grad_output", x.to_sparse(), TypeError, "grad_output must be a strided tensor, but got"),
         ("input", x.cfloat(), TypeError, "input must be real here, but got ComplexFloat"),
         ("weight", torch.ones(7), RuntimeError, "weight must have shape [8]"),
         ("rstd", torch.ones(4), RuntimeError, "rstd must have input's shape with 1 for the last"),
@@ -311,7 +305,7 @@ def test_module_input():
     module = fused_rmsnorm.RMSNorm(8)
     with pytest.raises(RuntimeError, match=r"^input must end in normalized_shape \[8\], but has"):
         module(torch.ones(4, 7))
-    with pytest.raises(TypeError, match=r"^input must have a floating-point or complex dtype"):
+    with pytest.raises(TypeError, match=f"^{INPUT}, but got Long"):
         module(x.long())
     with pytest.raises(RuntimeError, match=r"^residual must have input's shape"):
         fused_rmsnorm.AddRMSNorm(8)(x, x[:2])

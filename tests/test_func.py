@@ -175,6 +175,22 @@ def test_batched_rows_are_rows(dim, dtype):
         assert same_bits(got, expected)
 
 
+def test_operators_under_vmap():
+    """torch.ops without the functions: one call for the batch as well, not one for each sample."""
+    ops = torch.ops.fused_rmsnorm
+    x, w = numbers((5, 4, N), torch.float32, "cpu", 0), numbers(N, torch.float32, "cpu", 1)
+    with Calls() as calls:
+        y = vmap(lambda x: ops.rms_norm(x, w))(x)
+        z, s = vmap(lambda x: ops.add_rms_norm(x, x, w))(x)
+    assert calls.fused() == {"rms_norm_fwd": 2}
+    assert same_bits(y, F.rms_norm(x, N, w))
+    assert same_bits(z, F.rms_norm(s, N, w))
+    with Calls() as calls:
+        composed = vmap(lambda x: ops.rms_norm_composite(x, w))(x)
+    assert calls.count["aten::rsqrt"] == 1
+    torch.testing.assert_close(composed, y)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_batched_gradients_of_rows_are_gradients_of_rows(dtype):
     """vmap(grad) of x: one fused backward for the batch, with the bits of the whole."""

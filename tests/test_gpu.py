@@ -31,10 +31,10 @@ def test_small_form_of_the_later_stages(tmp_path: Path, monkeypatch: pytest.Monk
     """On a machine without tqdm and matplotlib, whose stages then only lack a bar and plots."""
     monkeypatch.setenv("PYTHONPATH", without(tmp_path / "lacks", "tqdm", "matplotlib"))
     out = tmp_path / "out"
-    stages = ["--cpu", "--stages", "bench", "test", "sanitize", "--out", str(out)]
-    assert gpu.main(stages) == 0
+    stages = ["--stages", "paper", "bench", "test", "sanitize"]
+    assert gpu.main(["--cpu", *stages, "--out", str(out)]) == 0
     parts = outcome(out)
-    assert list(parts) == ["test/chosen", "sanitize/none", "bench"]  # in their order
+    assert list(parts) == ["test/chosen", "sanitize/none", "bench", "paper"]  # in their order
     assert all(p["rc"] == 0 for p in parts.values()), parts
     assert "passed" in str(parts["test/chosen"]["output"])
     assert "no plots: matplotlib is not installed" in str(parts["bench"]["output"])
@@ -42,7 +42,8 @@ def test_small_form_of_the_later_stages(tmp_path: Path, monkeypatch: pytest.Monk
     assert {e["n"] for k, e in entries.items() if k.startswith("speed/")} == {64, 129}
     assert {e["n"] for k, e in entries.items() if k.startswith("add/")} == {64, 129}
     assert (out / "norms.md").read_text().count("\n| 4 × 64") >= 4
-    assert not (out / "speed.png").exists()
+    assert "DNA 1-D CNN" in (out / "paper.md").read_text()
+    assert not list(out.glob("*.png"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")

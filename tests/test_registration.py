@@ -67,8 +67,9 @@ def test_cuda_kernels_follow_the_build(name):
 
 @pytest.mark.parametrize("name", COMPOSITE)
 def test_composites_have_nothing_beside_them(name):
-    """A kernel under Autograd beside a CompositeImplicitAutograd one would never run."""
-    assert keys(name) == {"CompositeImplicitAutograd"}
+    """A kernel under Autograd beside a CompositeImplicitAutograd one would never run; vmap needs it
+    to be named once more."""
+    assert keys(name) == {"CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"}
 
 
 def test_build_info():
@@ -88,7 +89,7 @@ def test_build_info():
     assert (
         info["torch"].split("+")[0].split(".")[:2] == torch.__version__.split("+")[0].split(".")[:2]
     )
-    assert info["cpu_capability"] in ("AVX512_BF16", "AVX512", "AVX2", "NEON", "baseline")
+    assert info["cpu_capability"] in ("AVX512", "AVX2", "NEON", "baseline")
     cuda = [info[k] for k in ("cuda_version", "cub_version", "cuda_archs")]
     if info["cuda"]:
         assert info["cuda_reason"] is None

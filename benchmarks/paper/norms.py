@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NORMS", "PARTIAL", "TIMED", "MakeNorm", "make_norm", "normalised"]
+__all__ = ["LABELS", "NORMS", "PARTIAL", "TIMED", "MakeNorm", "make_norm", "normalised"]
 
 EPS = 1e-5  # the same for all
 
@@ -74,7 +74,16 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
     **{name: functools.partial(_rms_norm, p=p) for name, p in PARTIAL.items()},
 }
 
-# The columns of the table of times.
+LABELS = {
+    "none": "no norm",
+    "layer_norm": "LayerNorm",
+    "layer_norm_composed": "LayerNorm as the paper had it",
+    "rms_norm": "RMSNorm (ours)",
+    "torch_rms_norm": "torch.nn.RMSNorm",
+    **{name: f"pRMSNorm {100 * p:g} % (ours)" for name, p in PARTIAL.items()},
+}
+
+# What the table of times compares.
 TIMED = ("none", "layer_norm", "layer_norm_composed", "rms_norm", "prms_norm", "torch_rms_norm")
 
 

@@ -14,50 +14,43 @@ using autograd::isFwGradDefined;
 using autograd::variable_list;
 
 // Derivative of the derivative. Edges: grad_output, input, weight, grad_sum.
-struct RmsNormBackwardBackward final : NormNode<3> {
+struct RmsNormBackwardBackward final : NormNode<RmsNormBackwardBackward, 3, 4> {
   enum { kGradOutput, kInput, kWeight };
+  static constexpr const char* kName = "RmsNormBackwardBackward";
 
-  std::string name() const override { return "RmsNormBackwardBackward"; }
-
-  variable_list backward(variable_list&& grads) override {
+  static variable_list backward(const Options& options, const variable_list& grads, Unpack unpack,
+                                const Wanted&) {
     const Tensor &ddx = grads[0], &ddw = grads[1], &ddb = grads[2];
     if (!ddx.defined() && !ddw.defined() && !ddb.defined()) return variable_list(4);
     auto [grad_dy, grad_x, grad_w] = composite_bwd_bwd(options, ddx, ddw, ddb, unpack(kGradOutput),
-                                                       unpack(kInput), unpack_optional(kWeight));
+                                                       unpack(kInput), optional(unpack(kWeight)));
     return {grad_dy, grad_x, grad_w, ddx};
   }
 };
 
 // Edges: input, weight, bias; with a fused add: input, residual, weight, bias. Gradients: of y;
 // with a fused add also of sum. What is saved as input is what was normalised, sum in that case.
-struct RmsNormBackward final : NormNode<3> {
+template <bool kAdd>
+struct RmsNormBackward final : NormNode<RmsNormBackward<kAdd>, 3, kAdd ? 4 : 3> {
+  using Base = NormNode<RmsNormBackward<kAdd>, 3, kAdd ? 4 : 3>;
   enum { kInput, kWeight, kRstd };
-  bool add = false;
+  static constexpr const char* kName = kAdd ? "AddRmsNormBackward" : "RmsNormBackward";
 
-  std::string name() const override { return add ? "AddRmsNormBackward" : "RmsNormBackward"; }
-
-  variable_list backward(variable_list&& grads) override {
+  static variable_list backward(const Options& options, const variable_list& grads,
+                                typename Base::Unpack unpack, const typename Base::Wanted& wanted) {
+    constexpr size_t kWeightEdge = kAdd ? 2 : 1;
     const Tensor& dy = grads[0];
-    const Tensor dsum = add ? grads[1] : Tensor();
-    variable_list result(add ? 4 : 3);
-    const size_t weight_edge = add ? 2 : 1;
+    const Tensor dsum = kAdd ? grads[1] : Tensor();
+    variable_list result(wanted.size());
     Tensor dx = dsum;
     if (dy.defined()) {
-      const bool want_dx = task_should_compute_output(0) || (add && task_should_compute_output(1));
-      const Mask3 mask{want_dx, task_should_compute_output(weight_edge),
-                       task_should_compute_output(weight_edge + 1)};
-      const OptTensor grad_sum = dsum.defined() ? OptTensor(dsum) : std::nullopt;
-      std::tie(dx, result[weight_edge], result[weight_edge + 1]) =
-          call_bwd(options, dy, unpack(kInput), unpack_optional(kWeight), unpack(kRstd), grad_sum, mask);
+      const Mask3 mask{wanted[0] || (kAdd && wanted[1]), wanted[kWeightEdge], wanted[kWeightEdge + 1]};
+      std::tie(dx, result[kWeightEdge], result[kWeightEdge + 1]) = call_bwd(
+          options, dy, unpack(kInput), optional(unpack(kWeight)), unpack(kRstd), optional(dsum), mask);
     }
     result[0] = dx;
-    if (add) result[1] = dx;
+    if constexpr (kAdd) result[1] = dx;
     return result;
-  }
-
-  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
-    NormNode::compiled_args(args);
-    args.collect(add);
   }
 };
 
@@ -71,12 +64,13 @@ Two fwd(const Options& options, const Tensor& x, const OptTensor& weight, const 
     std::tie(y, rstd) = call_fwd(options, x, weight, bias);
   }
   if (autograd::compute_requires_grad(x, weight, bias)) {
-    auto node = make_node<RmsNormBackward>();
+    using Node = RmsNormBackward<false>;
+    auto node = make_node<Node>();
     node->set_next_edges(autograd::collect_next_edges(x, weight, bias));
     node->options = options;
-    node->saved[RmsNormBackward::kInput].set(x);
-    node->saved[RmsNormBackward::kWeight].set(weight);
-    node->saved[RmsNormBackward::kRstd].set(rstd);
+    node->saved[Node::kInput].set(x);
+    node->saved[Node::kWeight].set(weight);
+    node->saved[Node::kRstd].set(rstd);
     autograd::set_history(y, node);
   }
   if (isFwGradDefined(x) || isFwGradDefined(weight) || isFwGradDefined(bias)) {
@@ -98,15 +92,15 @@ Three add_fwd(const Options& options, const Tensor& x, const Tensor& residual, c
     std::tie(y, sum, rstd) = call_add_fwd(options, x, residual, weight, bias);
   }
   if (autograd::compute_requires_grad(x, residual, weight, bias)) {
-    auto node = make_node<RmsNormBackward>();
-    node->add = true;
+    using Node = RmsNormBackward<true>;
+    auto node = make_node<Node>();
     node->set_next_edges(autograd::collect_next_edges(x, residual, weight, bias));
     node->options = options;
     autograd::set_history(y, node);
     autograd::set_history(sum, node);
-    node->saved[RmsNormBackward::kInput].set(sum, /*output=*/true);
-    node->saved[RmsNormBackward::kWeight].set(weight);
-    node->saved[RmsNormBackward::kRstd].set(rstd);
+    node->saved[Node::kInput].set(sum, /*output=*/true);
+    node->saved[Node::kWeight].set(weight);
+    node->saved[Node::kRstd].set(rstd);
   }
   return {y, sum, rstd};
 }

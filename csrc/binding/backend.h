@@ -40,7 +40,7 @@ void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptT
                  const OptTensor& bias) {
   check_fwd(x, weight, bias);
   check_add_inplace(options, x, residual, weight);
-  check_no_overlap(x, residual);
+  check_no_overlap(x, residual, weight, bias);
   if (is_fused(options, x, weight) && x.is_contiguous() && residual.is_contiguous()) {
     const typename Backend::Guard guard(x);
     return Backend::run(ForwardCall::inplace(options, x, residual, weight, bias).args);

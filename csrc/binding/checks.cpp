@@ -2,31 +2,83 @@
 
 #include <ATen/MemoryOverlap.h>
 
+#include <algorithm>
+
 namespace fused_rmsnorm {
 namespace {
 
+// Under torch.compile sizes that depend on data are taken to be equal, and compared when they are known.
+bool same(const c10::SymInt& a, const c10::SymInt& b) {
+  if (!a.is_symbolic() && !b.is_symbolic()) return a == b;
+  return a.sym_eq(b).expect_true(__FILE__, __LINE__);
+}
+
+bool same(c10::SymIntArrayRef a, c10::SymIntArrayRef b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const auto& i, const auto& j) { return same(i, j); });
+}
+
+bool is_real(at::ScalarType t) {
+  return t == at::kFloat || t == at::kBFloat16 || t == at::kHalf || t == at::kDouble;
+}
+
+bool is_complex(at::ScalarType t) { return t == at::kComplexFloat || t == at::kComplexDouble; }
+
+void check_real(const Tensor& t, const char* name) {
+  TORCH_CHECK_TYPE(is_real(t.scalar_type()), name,
+                   " must have dtype float16, bfloat16, float32 or float64, but got ", t.scalar_type());
+}
+
+// Before anything asks for sizes, which some of these do not have.
+void check_strided(const Tensor& t, const char* name) {
+  TORCH_CHECK_TYPE(t.layout() == at::kStrided && !t.is_nested(), name, " must be a strided tensor, but got ",
+                   t.is_nested() ? "a nested one: take its values()" : c10::str("layout ", t.layout()));
+}
+
 void check_vector(const Tensor& t, const char* name, const Tensor& x) {
-  TORCH_CHECK(t.dim() == 1 && t.sym_size(0) == x.sym_size(-1), name, " must have shape [", x.sym_size(-1),
+  check_strided(t, name);
+  TORCH_CHECK(t.dim() == 1 && same(t.sym_size(0), x.sym_size(-1)), name, " must have shape [", x.sym_size(-1),
               "], the size of input's last dimension, but got ", t.sym_sizes());
   TORCH_CHECK(t.device() == x.device(), name, " must be on input's device ", x.device(), ", but is on ",
               t.device());
-  TORCH_CHECK_TYPE(t.is_floating_point() || (t.is_complex() && x.is_complex()), name,
-                   " must have a floating-point dtype, but got ", t.scalar_type());
+  if (!x.is_complex() || !is_complex(t.scalar_type())) check_real(t, name);
 }
 
 void check_like_input(const Tensor& t, const char* name, const Tensor& x) {
-  TORCH_CHECK(t.sym_sizes().equals(x.sym_sizes()), name, " must have input's shape ", x.sym_sizes(),
+  check_strided(t, name);
+  TORCH_CHECK(same(t.sym_sizes(), x.sym_sizes()), name, " must have input's shape ", x.sym_sizes(),
               ", but got ", t.sym_sizes());
   TORCH_CHECK(t.device() == x.device(), name, " must be on input's device ", x.device(), ", but is on ",
               t.device());
 }
 
+// First and last byte of the memory that t's elements lie in.
+std::pair<const char*, const char*> extent(const Tensor& t) {
+  int64_t last = 0;  // strides of tensors are not negative
+  for (int64_t d = 0; d < t.dim(); d++) last += (t.size(d) - 1) * t.stride(d);
+  const auto* begin = static_cast<const char*>(t.const_data_ptr());
+  return {begin, begin + (last + 1) * t.element_size() - 1};
+}
+
+// A vector that is read while `written` is written: refused also where it lies between the elements.
+void check_not_within(const OptTensor& vector, const char* name, const Tensor& written, const char* where) {
+  if (!present(vector)) return;
+  const auto [begin, end] = extent(*vector);
+  const auto [written_begin, written_end] = extent(written);
+  if (!begin || !written_begin) return;  // no elements, or a device that shows no addresses
+  TORCH_CHECK(end < written_begin || written_end < begin, name, " must not share memory with ", where,
+              ", which is written in place: clone it");
+}
+
 }  // namespace
 
 void check_norm(const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
+  check_strided(x, "input");
   TORCH_CHECK(x.dim() > 0, "input must have at least one dimension, but got a scalar");
-  TORCH_CHECK_TYPE(x.is_floating_point() || x.is_complex(),
-                   "input must have a floating-point or complex dtype, but got ", x.scalar_type());
+  TORCH_CHECK_TYPE(is_real(x.scalar_type()) || is_complex(x.scalar_type()),
+                   "input must have dtype float16, bfloat16, float32, float64, complex64 or complex128, "
+                   "but got ",
+                   x.scalar_type());
   if (present(weight)) check_vector(*weight, "weight", x);
   if (present(bias)) check_vector(*bias, "bias", x);
 }
@@ -47,10 +99,15 @@ void check_add_inplace(const Options& options, const Tensor& x, const Tensor& re
       x.scalar_type());
 }
 
-void check_no_overlap(const Tensor& x, const Tensor& residual) {
+void check_no_overlap(const Tensor& x, const Tensor& residual, const OptTensor& weight,
+                      const OptTensor& bias) {
   at::assert_no_internal_overlap(x);
   at::assert_no_internal_overlap(residual);
   at::assert_no_overlap(x, residual);
+  check_not_within(weight, "weight", x, "input");
+  check_not_within(weight, "weight", residual, "residual");
+  check_not_within(bias, "bias", x, "input");
+  check_not_within(bias, "bias", residual, "residual");
 }
 
 void check_fwd(const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
@@ -67,17 +124,16 @@ void check_bwd(const Tensor& dy, const Tensor& x, const OptTensor& weight, const
                const OptTensor& grad_sum) {
   check_fwd(x, weight, {});
   check_like_input(dy, "grad_output", x);
-  TORCH_CHECK_TYPE(dy.is_floating_point(), "grad_output must have a floating-point dtype, but got ",
-                   dy.scalar_type());
+  check_real(dy, "grad_output");
   if (present(grad_sum)) {
     check_like_input(*grad_sum, "grad_sum", x);
-    TORCH_CHECK_TYPE(grad_sum->is_floating_point(), "grad_sum must have a floating-point dtype, but got ",
-                     grad_sum->scalar_type());
+    check_real(*grad_sum, "grad_sum");
   }
+  check_strided(rstd, "rstd");
   TORCH_CHECK_TYPE(rstd.scalar_type() == acc_type(x.scalar_type()), "rstd must have dtype ",
                    acc_type(x.scalar_type()), ", but got ", rstd.scalar_type());
   TORCH_CHECK(rstd.device() == x.device() && rstd.dim() == x.dim() && rstd.sym_size(-1) == 1 &&
-                  rstd.sym_sizes().slice(0, x.dim() - 1).equals(x.sym_sizes().slice(0, x.dim() - 1)),
+                  same(rstd.sym_sizes().slice(0, x.dim() - 1), x.sym_sizes().slice(0, x.dim() - 1)),
               "rstd must have input's shape with 1 for the last dimension, but got ", rstd.sym_sizes());
 }
 

@@ -23,7 +23,7 @@ void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptT
                  const OptTensor& bias) {
   check_fwd(x, weight, bias);
   check_add_inplace(options, x, residual, weight);
-  check_no_overlap(x, residual);
+  check_no_overlap(x, residual, weight, bias);
   residual.add_(x);
   x.copy_(std::get<0>(composite_fwd(options, residual, weight, bias)));
 }

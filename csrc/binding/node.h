@@ -1,11 +1,14 @@
 // What a hand-written torch::autograd::Node needs. Such a Node is what native operators have: it
 // is the cheapest route, and the only C++ one that torch.func accepts.
 #pragma once
+#include <c10/util/CallOnce.h>
+#include <c10/util/FunctionRef.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
 
+#include <algorithm>
 #include <memory>
 #include <type_traits>
 
@@ -14,6 +17,7 @@
 namespace fused_rmsnorm {
 
 namespace autograd = torch::autograd;
+namespace compiled = torch::dynamo::autograd;
 
 // Nodes are held by std::shared_ptr up to torch 2.12 and by c10::intrusive_ptr from 2.13 on.
 using NodePtr = decltype(std::declval<autograd::Edge>().function);
@@ -29,7 +33,7 @@ auto make_node() {
 }
 
 // The pointer with which an output that a Node saved is unpacked.
-template <class N, class Pointer = NodePtr>
+template <class N, class Pointer = NodePtr>  // a parameter, so that torch need not have both kinds
 Pointer pointer_to(N& node) {
   if constexpr (kSharedNodes) {
     return node.shared_from_this();
@@ -50,18 +54,29 @@ struct Saved {
   void set(const OptTensor& t) { set(t.value_or(Tensor())); }
 };
 
-// Base of the Nodes here: a list of saved tensors, Options, and what the engine and compiled
-// autograd ask of a Node. A derived class supplies `backward`.
-template <int kSaved>
+// Base of the Nodes here: saved tensors, Options, and what the engine and compiled autograd ask of a
+// Node with kEdges inputs in the forward. A derived class supplies its name and its work:
+//   static constexpr const char* kName;
+//   static variable_list backward(const Options&, const variable_list& grads, Unpack, const Wanted&);
+// The work is a function of its arguments and not a method, for compiled autograd calls it without
+// the Node: what it traces are tensors of no known shape, so it records a call of `backward` with
+// everything that the Node holds, and the compiler runs that on the right shapes later.
+template <class Derived, int kSaved, int kEdges>
 struct NormNode : autograd::Node {
+  using Wanted = std::array<bool, kEdges>;        // which gradients are asked for
+  using Unpack = c10::function_ref<Tensor(int)>;  // a saved tensor; may raise, so only when it is needed
+
   std::array<Saved, kSaved> saved;
   Options options;
 
-  virtual autograd::variable_list backward(autograd::variable_list&& grads) = 0;
+  std::string name() const override { return Derived::kName; }
 
   autograd::variable_list apply(autograd::variable_list&& grads) override {
     std::lock_guard<std::mutex> lock(mutex_);
-    return backward(std::move(grads));
+    const auto unpack = [this](int i) {
+      return saved[i].is_output ? saved[i].variable.unpack(pointer_to(*this)) : saved[i].variable.unpack();
+    };
+    return Derived::backward(options, grads, unpack, wanted());
   }
 
   void release_variables() override {
@@ -69,7 +84,8 @@ struct NormNode : autograd::Node {
     for (auto& s : saved) s.variable.reset_data();
   }
 
-  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+  // What a compiled graph of this Node is specialised on; saved tensors become its inputs.
+  void compiled_args(compiled::CompiledNodeArgs& args) const override {
     for (auto& s : saved) args.collect(s.variable, s.is_output);
     args.collect(options.eps);
     args.collect(options.p);
@@ -78,21 +94,65 @@ struct NormNode : autograd::Node {
   }
 
   autograd::variable_list apply_with_saved(const autograd::variable_list& grads,
-                                           torch::dynamo::autograd::SwapSavedVariables& swap) override {
+                                           compiled::SwapSavedVariables& swap) override {
+    static c10::once_flag bound;
+    const auto& compiler = compiled::getPyCompilerInterface();
+    const std::string function = std::string("fused_rmsnorm_") + Derived::kName;
+    c10::call_once(bound, [&] {
+      compiler->bind_function(swap.get_py_compiler(), function, apply_packed, packed_types());
+    });
     for (auto& s : saved) swap.before(s.variable);
-    auto result = apply(autograd::variable_list(grads));
+    compiled::PackedArgs args;
+    args.pack(options.eps);
+    args.pack(options.p);
+    args.pack(options.weight_offset);
+    args.pack(options.llama);
+    for (auto& s : saved) args.pack(s.variable.unpack());
+    const Wanted asked = wanted();
+    args.pack(std::vector<bool>(asked.begin(), asked.end()));
+    const auto metadata = compiled::IValuePacker<std::vector<std::optional<autograd::InputMetadata>>>::pack(
+        compiled::get_input_metadata(next_edges()));
+    auto result = compiler->call_function(swap.get_py_compiler(), "apply_functional", function, grads,
+                                          args.vec(), metadata);
     for (auto& s : saved) swap.after(s.variable);
     return result;
   }
 
- protected:
-  Tensor unpack(int i) {
-    return saved[i].is_output ? saved[i].variable.unpack(pointer_to(*this)) : saved[i].variable.unpack();
+ private:
+  Wanted wanted() const {
+    Wanted result;
+    for (int i = 0; i < kEdges; i++) result[i] = task_should_compute_output(i);
+    return result;
   }
-  OptTensor unpack_optional(int i) {
-    Tensor t = unpack(i);
-    return t.defined() ? OptTensor(std::move(t)) : std::nullopt;
+
+  static std::vector<at::TypePtr> packed_types() {
+    std::vector<at::TypePtr> types{compiled::IValuePacker<std::optional<double>>::packed_type(),
+                                   compiled::IValuePacker<std::optional<double>>::packed_type(),
+                                   compiled::IValuePacker<double>::packed_type(),
+                                   compiled::IValuePacker<bool>::packed_type()};
+    types.insert(types.end(), kSaved, compiled::IValuePacker<Tensor>::packed_type());
+    types.push_back(compiled::IValuePacker<std::vector<bool>>::packed_type());
+    return types;
+  }
+
+  static autograd::variable_list apply_packed(const autograd::variable_list& grads,
+                                              const std::vector<at::IValue>& packed) {
+    compiled::PackedArgs args(packed);
+    Options options;
+    options.eps = args.unpack<std::optional<double>>();
+    options.p = args.unpack<std::optional<double>>();
+    options.weight_offset = args.unpack<double>();
+    options.llama = args.unpack<bool>();
+    std::array<Tensor, kSaved> tensors;
+    for (auto& t : tensors) t = args.unpack<Tensor>();
+    const auto asked = args.unpack<std::vector<bool>>();
+    Wanted wanted;
+    std::copy_n(asked.begin(), kEdges, wanted.begin());
+    return Derived::backward(options, grads, [&](int i) { return tensors[i]; }, wanted);
   }
 };
+
+// A saved tensor that may have been absent.
+inline OptTensor optional(Tensor t) { return t.defined() ? OptTensor(std::move(t)) : std::nullopt; }
 
 }  // namespace fused_rmsnorm

@@ -1,8 +1,8 @@
 // Schemas, and the operators that are compositions of others.
 //
-// rms_norm, add_rms_norm and rms_norm_composite have a CompositeImplicitAutograd kernel and
-// nothing else: a kernel under Autograd beside it would silently never run. Everything else
-// (backends, Meta, Autograd, FuncTorchBatched) is registered on the _fwd and _bwd operators.
+// rms_norm, add_rms_norm and rms_norm_composite have a CompositeImplicitAutograd kernel and what
+// stands in for it under vmap: a kernel under Autograd beside it would silently never run. Everything
+// else (backends, Meta, Autograd, FuncTorchBatched) is registered on the _fwd and _bwd operators.
 #include "ops.h"
 
 #include <torch/library.h>
@@ -52,10 +52,9 @@ Tensor rms_norm_op(const Options& options, const Tensor& x, const OptTensor& wei
   return rms_norm(x, weight, bias, options);
 }
 
-Tensor rms_norm_composite(const Options& options, const Tensor& x, const OptTensor& weight,
-                          const OptTensor& bias) {
-  check_norm(x, weight, bias);
-  return std::get<0>(composite_fwd(options, x, weight, bias));
+Tensor rms_norm_composite_op(const Options& options, const Tensor& x, const OptTensor& weight,
+                             const OptTensor& bias) {
+  return rms_norm_composite(x, weight, bias, options);
 }
 
 Two add_rms_norm_op(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
@@ -64,6 +63,12 @@ Two add_rms_norm_op(const Options& options, const Tensor& x, const Tensor& resid
 }
 
 }  // namespace
+
+Tensor rms_norm_composite(const Tensor& x, const OptTensor& weight, const OptTensor& bias,
+                          const Options& options) {
+  check_norm(x, weight, bias);
+  return std::get<0>(composite_fwd(options, x, weight, bias));
+}
 
 Tensor rms_norm(const Tensor& x, const OptTensor& weight, const OptTensor& bias, const Options& options) {
   check_norm(x, weight, bias);
@@ -79,14 +84,21 @@ Tensor rms_norm(const Tensor& x, const OptTensor& weight, const OptTensor& bias,
 Two add_rms_norm(const Tensor& x, const Tensor& residual, const OptTensor& weight, const OptTensor& bias,
                  const Options& options) {
   check_norm(x, weight, bias);
+  check_residual(x, residual);
   if (x.is_complex()) {
-    check_residual(x, residual);
     const Tensor sum = x + residual;
     return {std::get<0>(composite_fwd(options, sum, weight, bias)), sum};
   }
   const Affine affine(options, weight, bias);
   const auto [y, sum, rstd] = call_add_fwd(affine.options, x, residual, affine.weight, affine.bias);
   return {y.to(output_type(options, x.scalar_type(), weight)), sum};
+}
+
+void add_rms_norm_(Tensor& x, Tensor& residual, const OptTensor& weight, const OptTensor& bias,
+                   const Options& options) {
+  check_norm(x, weight, bias);
+  check_residual(x, residual);
+  call_add_inplace(options, x, residual, weight, bias);
 }
 
 Two call_fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
@@ -141,10 +153,18 @@ TORCH_LIBRARY(fused_rmsnorm, m) {
   def("add_rms_norm_(Tensor(a!) input, Tensor(b!) residual, " + affine + options + ") -> ()");
 }
 
-TORCH_LIBRARY_IMPL(fused_rmsnorm, CompositeImplicitAutograd, m) {
+namespace {
+
+void register_compositions(torch::Library& m) {
   m.impl("rms_norm", kernel<rms_norm_op>);
-  m.impl("rms_norm_composite", kernel<rms_norm_composite>);
+  m.impl("rms_norm_composite", kernel<rms_norm_composite_op>);
   m.impl("add_rms_norm", kernel<add_rms_norm_op>);
 }
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fused_rmsnorm, CompositeImplicitAutograd, m) { register_compositions(m); }
+// The same under vmap, which else would call each of them once for every sample.
+TORCH_LIBRARY_IMPL(fused_rmsnorm, FuncTorchBatchedDecomposition, m) { register_compositions(m); }
 
 }  // namespace fused_rmsnorm

@@ -34,6 +34,13 @@ void call_add_inplace(const Options& options, Tensor& x, Tensor& residual, const
 Three call_bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight,
                const Tensor& rstd, const OptTensor& grad_sum, Mask3 mask);
 
+// What eager mode calls beside the two functions of the public header: the operators of these names,
+// with checks ahead of the dispatcher, which knows nothing of arguments.
+C10_EXPORT Tensor rms_norm_composite(const Tensor& x, const OptTensor& weight, const OptTensor& bias,
+                                     const Options& options);
+C10_EXPORT void add_rms_norm_(Tensor& x, Tensor& residual, const OptTensor& weight, const OptTensor& bias,
+                              const Options& options);
+
 // The fused add taken apart, with the same rounding: sum = x + residual, then the norm of sum.
 Three add_by_parts(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
                    const OptTensor& bias);

@@ -31,8 +31,8 @@ class BackwardKernel {
         first_row_(first_row),
         dw_(dw),
         db_(db),
-        x_distance_(prefetch_distance(b.x, b.n, sizeof(X))),
-        dy_distance_(prefetch_distance(b.dy, b.n, sizeof(D))) {}
+        x_distance_(prefetch_distance(b.x, b.n, sizeof(X), kPrefetchBytes)),
+        dy_distance_(prefetch_distance(b.dy, b.n, sizeof(D), kPrefetchBytes)) {}
 
   int64_t stat_columns() const { return b_.n; }
   int64_t columns() const { return b_.n; }
@@ -78,9 +78,9 @@ class BackwardKernel {
     }
     [[gnu::always_inline]] void prefetch(int64_t i, int count) const {
       for (int j = 0; j < count; j += kLine / static_cast<int>(sizeof(X)))
-        cpu::prefetch(x + i + j + x_distance);
+        cpu::prefetch<1>(x + i + j + x_distance);
       for (int j = 0; j < count; j += kLine / static_cast<int>(sizeof(D))) {
-        cpu::prefetch(dy + i + j + dy_distance);
+        cpu::prefetch<1>(dy + i + j + dy_distance);
       }
     }
   };

@@ -1,16 +1,11 @@
 // The entry points of the CPU backend: which instruction set, how rows are cut, when to stream.
 // This file is compiled without instruction set flags.
+#include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
-#include <initializer_list>
 
 #include "kernels.h"
-
-#if defined(__x86_64__)
-#include <cpuid.h>
-#else
-#include <unistd.h>
-#endif
 
 namespace fused_rmsnorm::cpu {
 namespace {
@@ -26,34 +21,13 @@ const Kernels& choose() {
   return supported(avx2_kernels) ? avx2_kernels : baseline_kernels;
 }
 
-// Bytes of the largest cache that one core shares. From cpuid itself: in virtual machines sysconf
-// has been seen to multiply an AMD core's share by the number of cores of the host.
-int64_t last_level_cache() {
-  unsigned a, b, c, d;
-  for (const unsigned leaf : {0x8000001du, 4u}) {  // AMD's, then Intel's; the same layout
-    int64_t largest = 0;
-    for (unsigned i = 0; i < 8 && __get_cpuid_count(leaf, i, &a, &b, &c, &d) && (a & 31); ++i) {
-      const int64_t ways = (b >> 22) + 1, partitions = (b >> 12 & 0x3ff) + 1, line = (b & 0xfff) + 1;
-      const int64_t size = ways * partitions * line * (int64_t{c} + 1);
-      if (size > largest) largest = size;
-    }
-    if (largest) return largest;
-  }
-  return int64_t{32} << 20;
-}
-
 #else
 
 const Kernels& choose() { return baseline_kernels; }
-int64_t last_level_cache() {
-  const long size = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  return size > 0 ? size : int64_t{32} << 20;
-}
 
 #endif
 
 const Kernels& kernels = choose();
-const int64_t cache_bytes = last_level_cache();
 
 constexpr int64_t kLine = 64;
 constexpr int64_t kGrainElements = 32768;  // a few microseconds: what waking a thread costs
@@ -61,16 +35,29 @@ constexpr int64_t kGrainElements = 32768;  // a few microseconds: what waking a 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 uintptr_t offset_in_line(const void* p) { return reinterpret_cast<uintptr_t>(p) % kLine; }
 
-// Writing past the caches pays when the result would not stay in them anyway, and needs rows of
-// several lines. It costs where the output's pages are touched for the first time, which glibc makes
-// the rule for tensors of some MiB: 4096 x 4096 fp32 took 22.6 ms streamed, 15.1 ms not. And a virtual
-// machine of two cores may report the cache of the whole host (480 MiB), so neither limit does alone.
-constexpr int64_t kLeastStreamed = int64_t{512} << 20;
-
-bool should_stream(int64_t rows, int64_t n, int64_t element_bytes) {
-  const int64_t bytes = rows * n * element_bytes;
-  return n * element_bytes >= 8 * kLine && bytes >= cache_bytes && bytes >= kLeastStreamed;
+// Writes units [begin, end) with ordinary stores or past the caches, whichever is faster here and now:
+// the first megabyte of a large output is written both ways in turn, and timed. No size decides it. Past
+// the caches, 4096 x 4096 fp32 took 6.6 ms instead of 9.0 where the output's pages were there and cold,
+// but 46 ms instead of 31 where they were fresh (as glibc maps them for large tensors), and twice as long
+// where they were in the last-level cache, whose share of a virtual machine nobody knows. From 8 MiB on
+// the choice holds if the result is read at once, too. run(begin, end, stream) may be called for any part.
+template <class Run>
+void run_faster(int64_t begin, int64_t end, int64_t unit_bytes, bool can_stream, const Run& run) {
+  constexpr int64_t kLeast = int64_t{8} << 20, kPiece = int64_t{256} << 10;
+  if (!can_stream || (end - begin) * unit_bytes < kLeast) return run(begin, end, false);
+  using Clock = std::chrono::steady_clock;
+  const int64_t piece = ceil_div(kPiece, unit_bytes);
+  Clock::duration best[2] = {Clock::duration::max(), Clock::duration::max()};
+  for (int i = 0; i < 4 && begin + piece < end; ++i, begin += piece) {
+    const auto start = Clock::now();
+    run(begin, begin + piece, i % 2 != 0);
+    best[i % 2] = std::min(best[i % 2], Clock::now() - start);
+  }
+  run(begin, end, best[1] < best[0]);
 }
+
+// Past the caches whole lines are written; rows of a few lines have too many ends.
+bool can_stream(int64_t n, int64_t element_bytes) { return n * element_bytes >= 8 * kLine; }
 
 }  // namespace
 
@@ -90,15 +77,17 @@ bool supported(const Kernels& k) {
 bool supported(const Kernels&) { return true; }
 #endif
 
-// At most 128 chunks, of at least 16 rows and of enough work: a partial is written and read once
-// per chunk, which stays a few per cent of the rows' own traffic. From rows and n alone.
+// At most 128 chunks, each of at least 16 rows and of enough work: a partial is written and read once
+// per chunk, which stays a few per cent of the rows' own traffic. A power of two, so that two, four or
+// eight threads get equal shares (80 x 1000: two chunks of 40 rows, not 33, 33 and 14). From rows and n
+// alone.
 Chunks plan(const Backward& b) {
+  const int64_t least = std::max<int64_t>(16, ceil_div(kGrainElements, b.n));
+  int64_t count = 1;
+  while (count < 128 && b.rows >= 2 * count * least) count *= 2;
   Chunks c;
-  c.rows_per_chunk = ceil_div(b.rows, 128);
-  const int64_t least = ceil_div(kGrainElements, b.n);
-  if (c.rows_per_chunk < least) c.rows_per_chunk = least;
-  if (c.rows_per_chunk < 16) c.rows_per_chunk = 16;
-  c.count = b.rows ? ceil_div(b.rows, c.rows_per_chunk) : 0;
+  c.rows_per_chunk = std::max<int64_t>(1, ceil_div(b.rows, count));
+  c.count = ceil_div(b.rows, c.rows_per_chunk);
   c.stride = ceil_div(b.n, kLine) * kLine;
   c.per_chunk = c.stride * ((b.dw ? 1 : 0) + (b.db ? 1 : 0));
   return c;
@@ -107,9 +96,10 @@ Chunks plan(const Backward& b) {
 const char* capability() { return kernels.name; }
 
 void forward(const Forward& f, int64_t row_begin, int64_t row_end) {
-  const bool stream = should_stream(f.rows, f.n, size_of(f.y_dtype)) &&
-                      (!f.residual.data || offset_in_line(f.y) == offset_in_line(f.sum));
-  kernels.forward(f, row_begin, row_end, stream);
+  const int64_t size = size_of(f.y_dtype);
+  const bool both_aligned = !f.residual.data || offset_in_line(f.y) == offset_in_line(f.sum);
+  run_faster(row_begin, row_end, f.n * size, both_aligned && can_stream(f.n, size),
+             [&](int64_t begin, int64_t end, bool stream) { kernels.forward(f, begin, end, stream); });
 }
 
 int64_t forward_grain(const Forward& f) { return ceil_div(kGrainElements, f.n); }
@@ -122,8 +112,11 @@ int64_t backward_workspace(const Backward& b) {
 int64_t backward_chunks(const Backward& b) { return plan(b).count; }
 
 void backward(const Backward& b, int64_t chunk_begin, int64_t chunk_end) {
-  const bool stream = b.dx && should_stream(b.rows, b.n, size_of(b.x_dtype));
-  kernels.backward(b, plan(b), chunk_begin, chunk_end, stream);
+  const int64_t size = size_of(b.x_dtype);
+  const Chunks chunks = plan(b);
+  run_faster(
+      chunk_begin, chunk_end, chunks.rows_per_chunk * b.n * size, b.dx && can_stream(b.n, size),
+      [&](int64_t begin, int64_t end, bool stream) { kernels.backward(b, chunks, begin, end, stream); });
 }
 
 void backward_merge(const Backward& b, int64_t col_begin, int64_t col_end) {

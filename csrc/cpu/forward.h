@@ -10,18 +10,20 @@
 namespace fused_rmsnorm::cpu {
 namespace {
 
-template <class X, class W, class Y, bool kLlama, bool kAdd>
+template <class X, class W, class Y, bool kLlama, bool kAdd, bool kStream>
 class ForwardKernel {
  public:
   using T = Compute<X>;
   using Out = Y;
   using Second = X;
   static constexpr bool kTwoOutputs = kAdd;
+  static constexpr int kLevel = kStream ? 2 : 1;
+  static constexpr int64_t kAhead = kStream ? kStreamPrefetchBytes : kPrefetchBytes;
 
   explicit ForwardKernel(const Forward& f)
       : f_(f),
-        distance_(prefetch_distance(f.x, f.n, sizeof(X))),
-        residual_distance_(kAdd ? prefetch_distance(f.residual, f.n, sizeof(X)) : 0) {}
+        distance_(prefetch_distance(f.x, f.n, sizeof(X), kAhead)),
+        residual_distance_(kAdd ? prefetch_distance(f.residual, f.n, sizeof(X), kAhead) : 0) {}
 
   int64_t stat_columns() const { return f_.k; }
   int64_t columns() const { return f_.n; }
@@ -53,8 +55,8 @@ class ForwardKernel {
     }
     [[gnu::always_inline]] void prefetch(int64_t i, int count) const {
       for (int j = 0; j < count; j += kLine / static_cast<int>(sizeof(X))) {
-        cpu::prefetch(in.x + i + j + distance);
-        if constexpr (kAdd) cpu::prefetch(in.residual + i + j + residual_distance);
+        cpu::prefetch<kLevel>(in.x + i + j + distance);
+        if constexpr (kAdd) cpu::prefetch<kLevel>(in.residual + i + j + residual_distance);
       }
     }
   };
@@ -123,10 +125,13 @@ class ForwardKernel {
 
 template <class X, class W, class Y, bool kLlama, bool kAdd>
 void forward_rows(const Forward& f, int64_t begin, int64_t end, bool stream) {
-  ForwardKernel<X, W, Y, kLlama, kAdd> kernel(f);
   if constexpr (!kAdd || sizeof(X) == sizeof(Y)) {  // two outputs stream only line by line together
-    if (stream) return sweep_rows<true>(kernel, begin, end);
+    if (stream) {
+      ForwardKernel<X, W, Y, kLlama, kAdd, true> kernel(f);
+      return sweep_rows<true>(kernel, begin, end);
+    }
   }
+  ForwardKernel<X, W, Y, kLlama, kAdd, false> kernel(f);
   sweep_rows<false>(kernel, begin, end);
 }
 

@@ -236,7 +236,11 @@ template <class X>
   return {a < limit ? yes.a : no.a, b < limit ? yes.b : no.b};
 }
 
-[[gnu::always_inline]] inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+// Into the first or the second level of the caches.
+template <int kLevel>
+[[gnu::always_inline]] inline void prefetch(const void* p) {
+  __builtin_prefetch(p, 0, kLevel == 1 ? 3 : 2);
+}
 
 }  // namespace
 }  // namespace fused_rmsnorm::cpu

@@ -53,7 +53,8 @@ struct Format<double> : PlainFormat<double> {};
 
 template <>
 struct Format<bf16> : PairBf16 {
-  // As in simd_avx2.h, with the comparisons in mask registers.
+  // As in simd_avx2.h, with the comparisons in mask registers. Not AVX512_BF16's conversion: it flushes
+  // subnormal numbers, and with a test for those it gained 3 % in cache and nothing from memory.
   [[gnu::always_inline]] static Raw narrow(Pack<float> v) {
     const __m512i p = _mm512_castps_si512(v.a), q = _mm512_castps_si512(v.b);
     const __mmask32 odd = 0xaaaaaaaa;

@@ -22,6 +22,10 @@ constexpr int kLine = 64;      // bytes of a cache line
 constexpr int kMaxBlock = 16;  // most rows that a statistic runs ahead
 constexpr int64_t kBlockBytes = 8192;
 constexpr int64_t kPrefetchBytes = 2048;
+constexpr int64_t kStreamPrefetchBytes = 4096;  // forward, into the second level; up to 15 % faster so
+// How far ahead of ordinary stores their lines are fetched: without it, fp32 from memory is 15 to 20 %
+// slower, in L2 up to 25 %. 512 to 2048 do the same, and so does a prefetch that asks for ownership.
+constexpr int64_t kStoreAheadBytes = 1024;
 
 template <class E>
 [[gnu::always_inline]] inline const E* row_at(const Rows& rows, int64_t i) {
@@ -31,14 +35,14 @@ template <class E>
   return static_cast<const E*>(rows.data) + offset;
 }
 
-// Elements from a place in one row to the place to prefetch: a fixed distance where rows follow
-// each other, else the same column of a row that lies about as far ahead.
-inline int64_t prefetch_distance(const Rows& rows, int64_t n, int64_t size) {
+// Elements from a place in one row to the place to prefetch: `bytes` ahead where rows follow each
+// other, else the same column of a row that lies about as far ahead.
+inline int64_t prefetch_distance(const Rows& rows, int64_t n, int64_t size, int64_t bytes) {
   const bool packed = rows.inner > 1 && rows.inner_stride == n;
   const int64_t run = packed ? rows.inner * n : n;  // contiguous elements
   const int64_t stride = rows.inner > 1 && !packed ? rows.inner_stride : rows.outer_stride;
-  if (stride == run || run * size >= 2 * kPrefetchBytes) return kPrefetchBytes / size;
-  return stride * ((kPrefetchBytes + run * size - 1) / (run * size));
+  if (stride == run || run * size >= 2 * bytes) return bytes / size;
+  return stride * ((bytes + run * size - 1) / (run * size));
 }
 
 inline int block_rows(int64_t n, int64_t size) {
@@ -103,6 +107,12 @@ struct Outputs {
   LineStager<typename K::Second> second;  // used if K::kTwoOutputs
 };
 
+// The lines of a step's ordinary stores, some way ahead.
+template <int bytes>
+[[gnu::always_inline]] inline void fetch_ahead(const void* out) {
+  for (int b = 0; b < bytes; b += kLine) prefetch<1>(static_cast<const char*>(out) + kStoreAheadBytes + b);
+}
+
 // Writes row `write` (its statistic is in `slot`) and returns the statistic of row `ahead`; -1: none.
 template <bool kStream, class K>
 [[gnu::noinline]] typename K::T sweep(const K& kernel, int64_t write, int slot, int64_t ahead,
@@ -135,12 +145,19 @@ template <bool kStream, class K>
     j = gap;
   }
   using Dest = typename StoreKind<kStream>::type;
+  const auto fetch_outputs = [&](int64_t j) {
+    if constexpr (!kStream) {
+      fetch_ahead<step * sizeof(Out)>(out + j);
+      if constexpr (K::kTwoOutputs) fetch_ahead<step * sizeof(Second)>(second + j);
+    }
+  };
 
   Pack<T> sums[2] = {};
   int64_t i = 0;  // column of the statistic
   const int64_t stat_end = stat_n - stat_n % step, write_end = j + (write_n - j) / step * step;
   for (; i < stat_end && j < write_end; i += step, j += step) {
     stat.prefetch(i, step);
+    fetch_outputs(j);
 #pragma GCC unroll 4
     for (int u = 0; u < packs; ++u) {
       stat.step(sums[u % 2], i + u * width, Full{});
@@ -154,6 +171,7 @@ template <bool kStream, class K>
   }
   for (; j < write_end; j += step) {
     stat.prefetch(j, step);
+    fetch_outputs(j);
 #pragma GCC unroll 4
     for (int u = 0; u < packs; ++u) {
       row.step(j + u * width, Full{}, Dest{}, out + j + u * width, second + j + u * width);

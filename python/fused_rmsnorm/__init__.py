@@ -2,9 +2,12 @@
 
 from . import _library as _library  # first: it loads the operators that the others name
 from . import functional
+from ._after_import import import_after
 from ._info import build_info, launch_plan
 from .modules import AddRMSNorm, PRMSNorm, RMSNorm
 from .replace import replace_layer_norm_, replace_rms_norm_
+
+import_after("torch.distributed.tensor", f"{__name__}.distributed")
 
 __version__: str = str(build_info()["version"])
 

@@ -10,6 +10,16 @@ def rms_norm(
     casting_mode: str,
     /,
 ) -> Tensor: ...
+def composite_rms_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    p: float | None,
+    weight_offset: float,
+    casting_mode: str,
+    /,
+) -> Tensor: ...
 def add_rms_norm(
     input: Tensor,
     residual: Tensor,
@@ -21,3 +31,15 @@ def add_rms_norm(
     casting_mode: str,
     /,
 ) -> tuple[Tensor, Tensor]: ...
+def add_rms_norm_(
+    input: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    p: float | None,
+    weight_offset: float,
+    casting_mode: str,
+    /,
+) -> None: ...
+def number(value: object, name: str, /) -> float: ...

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
-from .functional import CastingMode
+from ._eager import number
+from .functional import CastingMode, checked_shape
 
 __all__ = ["AddRMSNorm", "CompileMode", "PRMSNorm", "RMSNorm"]
 
@@ -56,6 +57,11 @@ class RMSNorm(nn.RMSNorm):
         casting_mode: CastingMode = "torch",
         compile_mode: CompileMode = "opaque",
     ) -> None:
+        # Plain Python numbers, whatever they were given as: what repr, pickle and compilers expect.
+        p = None if p is None else number(p, "p")
+        eps = None if eps is None else number(eps, "eps")
+        weight_offset = number(weight_offset, "weight_offset")
+        shape = checked_shape(normalized_shape)
         if p is not None and not 0 < p <= 1:
             raise ValueError(f"p must be None or a number in (0, 1], but got {p}")
         if eps is not None and not eps >= 0:
@@ -70,7 +76,7 @@ class RMSNorm(nn.RMSNorm):
         self.weight_offset = weight_offset  # read by reset_parameters, which the base class calls
         self.casting_mode: CastingMode = casting_mode
         self.compile_mode: CompileMode = compile_mode
-        super().__init__(normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
+        super().__init__(shape, eps, elementwise_affine, device=device, dtype=dtype)
         if bias:
             self.bias = nn.Parameter(torch.zeros_like(self.weight))
         else:
@@ -97,6 +103,12 @@ class RMSNorm(nn.RMSNorm):
             weight_offset=self.weight_offset,
             casting_mode=self.casting_mode,
         )
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Asked for by torch.jit.script."""
+        from .scripting import scriptable
+
+        return scriptable(self)
 
     def extra_repr(self) -> str:
         """What torch.nn.RMSNorm prints, and after it what differs from its behaviour."""
@@ -157,7 +169,9 @@ class AddRMSNorm(RMSNorm):
 
         Shapes: all ``[*, *normalized_shape]``; ``residual`` in the dtype of ``input``.
         """
-        if self.compile_mode == "fuse" and torch.compiler.is_compiling():
+        fuse = self.compile_mode == "fuse" and torch.compiler.is_compiling()
+        # A plain sum would promote and broadcast: what the operator refuses goes to the operator.
+        if fuse and residual.shape == input.shape and residual.dtype == input.dtype:
             s = input + residual
             return super().forward(s), s
         return functional.add_rms_norm(

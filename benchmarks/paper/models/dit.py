@@ -1,4 +1,7 @@
-"""Diffusion transformer (Peebles and Xie 2023), DiT-S/2: norms without weight, modulated."""
+"""Diffusion transformer (Peebles and Xie 2023), DiT-S/2: norms without weight, modulated.
+
+Four of its twelve blocks.
+"""
 
 from __future__ import annotations
 

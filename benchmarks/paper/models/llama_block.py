@@ -1,6 +1,6 @@
 """Blocks of today's language models: norm before attention and FFN, norm of queries and keys.
 
-Sizes of Qwen3-0.6B: width 1024, 16 query and 8 key heads of 128, SwiGLU of 3072.
+Sizes of Qwen3-0.6B: width 1024, 16 query and 8 key heads of 128, SwiGLU of 3072; two blocks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Sizes:
 
 def scaled(scale: float) -> Sizes:
     """Fewer and shorter sequences."""
-    return Sizes(batch=max(1, int(4 * scale)), length=max(16, int(1024 * scale)))
+    return Sizes(batch=max(1, int(4 * scale)), length=max(16, int(512 * scale)))
 
 
 def batch(sizes: Sizes, random: torch.Generator) -> tuple[Tensor, Tensor]:

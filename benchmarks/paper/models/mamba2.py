@@ -1,7 +1,8 @@
 """Mamba-2 blocks (Dao and Gu 2024), sizes of the 130M model: width 768, inner 1536, state 128.
 
-A norm before the block and one of the gated output inside it. The state-space layer is computed in
-its quadratic form, y = (L * (C B^T)) (dt x), which is exact and suits sequences of one chunk.
+A norm before the block and one of the gated output inside it; two blocks. The state-space layer is
+computed in its quadratic form, y = (L * (C B^T)) (dt x), which is exact and suits sequences of one
+chunk.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Sizes:
 
 def scaled(scale: float) -> Sizes:
     """Fewer and shorter sequences."""
-    return Sizes(batch=max(1, int(8 * scale)), length=max(16, int(1024 * scale)))
+    return Sizes(batch=max(1, int(8 * scale)), length=max(16, int(256 * scale)))
 
 
 def batch(sizes: Sizes, random: torch.Generator) -> tuple[Tensor, Tensor]:

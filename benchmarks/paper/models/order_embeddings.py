@@ -29,8 +29,11 @@ class Sizes:
 
 
 def scaled(scale: float) -> Sizes:
-    """Shorter captions and a smaller vocabulary."""
-    return Sizes(vocabulary=max(100, int(10000 * scale)), length=max(4, int(20 * scale)))
+    """Shorter captions, but of ten words as COCO's mostly are, and a smaller vocabulary.
+
+    Shorter ones would leave little but the ranking, which has no norm.
+    """
+    return Sizes(vocabulary=max(100, int(10000 * scale)), length=max(10, int(20 * scale)))
 
 
 def batch(sizes: Sizes, random: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,7 @@
-"""Vision transformer (Dosovitskiy et al. 2021), ViT-S/16: width 384, 6 heads, 197 tokens."""
+"""Vision transformer (Dosovitskiy et al. 2021), ViT-S/16: width 384, 6 heads, 197 tokens.
+
+Four of its twelve blocks.
+"""
 
 from __future__ import annotations
 
