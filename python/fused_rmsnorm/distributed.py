@@ -31,9 +31,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -78,7 +78,8 @@ def _strategy(op_schema: OpSchema) -> OpStrategy:
     outputs = [output.name for output in schema.returns]
     wanted = dict.fromkeys(outputs, True)
     if "output_mask" in given:
-        wanted = dict(zip(outputs, given["output_mask"], strict=True))
+        mask = cast(Sequence[bool], given["output_mask"])
+        wanted = dict(zip(outputs, mask, strict=True))
         for name in _AFFINE_GRADS:
             wanted[name] &= "weight" in specs
 
@@ -137,14 +138,14 @@ class _SplitRows:
             self.head = self.local(whole, self.affine)
         self.weight_offset, self.llama = weight_offset, casting_mode == "llama"
 
-    def local(self, t: DTensor, placements: list[Placement]) -> Tensor:
+    def local(self, t: DTensor, placements: Sequence[Placement]) -> Tensor:
         return t.redistribute(placements=placements).to_local()
 
-    def wrap(self, t: Tensor, placements: list[Placement], shape: torch.Size) -> DTensor:
+    def wrap(self, t: Tensor, placements: Sequence[Placement], shape: torch.Size) -> DTensor:
         stride = torch.empty(shape, device="meta").stride()
         return DTensor.from_local(t, self.mesh, placements, shape=shape, stride=stride)
 
-    def wrap_stat(self, t: Tensor, placements: list[Placement]) -> DTensor:
+    def wrap_stat(self, t: Tensor, placements: Sequence[Placement]) -> DTensor:
         return self.wrap(t, placements, torch.Size([*self.shape[:-1], 1]))
 
     def mean(self, t: Tensor) -> Tensor:

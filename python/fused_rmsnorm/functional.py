@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -95,7 +95,7 @@ def _as_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     if isinstance(normalized_shape, (tuple, list)):
         return tuple(normalized_shape)  # whatever it holds is compared with the input's sizes
     if isinstance(normalized_shape, torch.SymInt):
-        return (normalized_shape,)
+        return (cast(int, normalized_shape),)
     return checked_shape(normalized_shape)
 
 
