@@ -1,6 +1,7 @@
 """The main benchmark: ``python -m benchmarks.bench_norms [--full]`` (``make bench``).
 
 speed      the norms alone, against F.layer_norm, F.rms_norm, torch.compile of it, and copies
+           (--full: also of packed queries; --gpu: and with fp32 weights)
 add        residual add and norm in one pass, against the add and each norm after it
 latency    host time of the smallest calls
 memory     bytes kept for the backward

@@ -131,6 +131,19 @@ def speed_table(data: dict[str, Any], kind: str = "speed") -> list[str]:
     return table(header, rows, 4)
 
 
+def failures(data: dict[str, Any]) -> list[str]:
+    """What could not be timed: a line per contender and error, with the first case of it."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for e in (*entries_of(data, "speed"), *entries_of(data, "add")):
+        case = f"{row_name(e)} {e['dtype']} {e['direction']}"
+        for name, error in e.get("failed", {}).items():
+            cases.setdefault((LABELS.get(name, name), error), []).append(case)
+    return [
+        f"- {name}, {found[0]}{f' and {len(found) - 1} more' if found[1:] else ''}: {error}"
+        for (name, error), found in cases.items()
+    ]
+
+
 def latency_table(data: dict[str, Any]) -> list[str]:
     """Host time of a 1 × 128 call in microseconds."""
     names = ("rms_norm", "prms_norm", "torch_layer_norm", "torch_rms_norm")
@@ -287,6 +300,8 @@ def write(path: Path) -> str:
         "Residual add and norm in one pass, against the add and each norm after it:",
         lambda data: speed_table(data, "add"),
     )
+    if failed := failures(data):
+        parts.extend(["", "Not timed, and why:", "", *failed])
     add("latency", "Host time of one call, µs:", latency_table)
     add(
         "memory",

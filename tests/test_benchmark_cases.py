@@ -1,6 +1,7 @@
 """What the norms are timed on and against: variants of a case, rotation, the peers' adapters."""
 
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ bench_norms = pytest.importorskip(
     "benchmarks.bench_norms", reason="needs the repository's root on the path"
 )
 
-from benchmarks import norms_cases, norms_speed, peers, report  # noqa: E402
+from benchmarks import harness, norms_cases, norms_speed, peers, report  # noqa: E402
 from benchmarks.harness import Contender, Timing  # noqa: E402
 
 BOTH = ("forward", "forward+backward")
@@ -98,15 +99,21 @@ def test_a_wrong_kernel_for_views_is_not_timed(monkeypatch: pytest.MonkeyPatch) 
         timed(monkeypatch, "speed", 48, 64, "forward", layout="packed")
 
 
-def test_the_grids_that_have_variants() -> None:
-    def keys(*argv: str) -> list[str]:
-        options = bench_norms.options_of(bench_norms.parse([*argv, "--threads", "1"]))
-        chosen = options["variants"]
-        return [c.key for c in norms_cases.variants(chosen, options["threads"], [])]
+def test_the_grids_that_have_variants(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench_norms, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(bench_norms, "time_case", lambda *_: {"times": {}})
+    monkeypatch.setattr(bench_norms.report, "write", lambda path: "")
 
-    assert keys() == keys("--gpu", "--grid", "qk") == keys("--full", "--dtypes", "float32") == []
-    assert keys("--full") == [f"speed/1t/bfloat16/49152x128/{d}/packed" for d in BOTH]
-    assert keys("--gpu") == [
+    def keys(part: str, *argv: str) -> list[str]:
+        options = ["--threads", "1", "--out", str(tmp_path), "--only", part]
+        assert bench_norms.main([*options, *argv]) == 0
+        entries = harness.load(tmp_path / "norms.json")["entries"]
+        return [key for key in entries if "packed" in key or "weight" in key]
+
+    assert keys("speed") == keys("add", "--gpu") == keys("speed", "--gpu", "--grid", "edges") == []
+    assert keys("speed", "--full", "--dtypes", "float32") == []
+    assert keys("speed", "--full") == [f"speed/1t/bfloat16/49152x128/{d}/packed" for d in BOTH]
+    assert keys("speed", "--gpu") == [
         f"speed/1t/bfloat16/{shape}/{d}/{variant}"
         for shape, variant in (
             ("32768x4096", "weight-float32"),
@@ -115,6 +122,23 @@ def test_the_grids_that_have_variants() -> None:
             ("648720x128", "packed"),
         )
         for d in BOTH
+    ]
+
+
+def test_what_could_not_be_timed_is_reported() -> None:
+    def entry(n: int, **failed: str) -> dict[str, object]:
+        return {"rows": 8, "n": n, "dtype": "float32", "direction": "forward", "failed": failed}
+
+    entries = {
+        "speed/a": entry(1, quack="odd"),
+        "speed/b": entry(2) | {"layout": "packed"},
+        "speed/c": entry(3, quack="odd", torch_layer_norm="dtype") | {"weight": "float32"},
+        "add/d": entry(4, quack="even"),
+    }
+    assert report.failures({"entries": entries}) == [
+        "- quack, 8 × 1 float32 forward and 1 more: odd",
+        "- F.layer_norm, 8 × 3, fp32 weight float32 forward: dtype",
+        "- quack, 8 × 4 float32 forward: even",
     ]
 
 
