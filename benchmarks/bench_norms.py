@@ -1,6 +1,7 @@
 """The main benchmark: ``python -m benchmarks.bench_norms [--full]`` (``make bench``).
 
 speed      the norms alone, against F.layer_norm, F.rms_norm, torch.compile of it, and copies
+           (--full: also of packed queries; --gpu: and with fp32 weights)
 add        residual add and norm in one pass, against the add and each norm after it
 latency    host time of the smallest calls
 memory     bytes kept for the backward
@@ -27,19 +28,22 @@ from .harness import RESULTS, Results, environment, hardware_slug, keep_freed_me
 from .language import LANGUAGE_MODELS, train_side_by_side
 from .latency import time_latency
 from .memory import MEMORY_SHAPES, memory_case, memory_key
-from .norms_speed import (
+from .norms_cases import (
     FULL_ADD,
     FULL_SHAPES,
+    FULL_VARIANTS,
     GPU_ADD,
     GPU_GRIDS,
+    GPU_VARIANTS,
     QUICK_ADD,
     QUICK_COMPILED,
     QUICK_SHAPES,
     Kind,
     beyond_caches,
     cases,
-    time_case,
+    variants,
 )
+from .norms_speed import time_case
 from .optional import progress_bar
 
 PARTS = ("speed", "add", "latency", "memory", "learning")
@@ -71,18 +75,20 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The run, spelt out; recorded in the results."""
     every = torch.get_num_threads()
     long = args.full or args.gpu
+    varied: Sequence[tuple[Any, ...]] = ()
     if args.shapes:
         shapes = added = [tuple(int(v) for v in s.split("x")) for s in args.shapes]
     elif args.gpu:
         grids = args.grid or ["core"]
         shapes = list({shape: None for name in grids for shape in GPU_GRIDS[name]})
-        added = list(GPU_ADD) if "core" in grids else []
+        added, varied = (list(GPU_ADD), GPU_VARIANTS) if "core" in grids else ([], ())
     elif args.full:
         beyond = beyond_caches()
         shapes, added = [*FULL_SHAPES, *beyond], [*FULL_ADD, *beyond]
+        varied = FULL_VARIANTS
     else:
         shapes, added = list(QUICK_SHAPES), list(QUICK_ADD)
-    compiled = [] if args.no_compile else sorted({*shapes, *added}) if long else QUICK_COMPILED
+    compiled = sorted({*shapes, *added, *(v[:2] for v in varied)}) if long else QUICK_COMPILED
     return {
         "full": args.full,
         "parts": args.only or list(PARTS),
@@ -92,7 +98,8 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
             "add": [list(s) for s in added],
             "memory": [list(s) for s in (shapes if args.shapes else MEMORY_SHAPES)],
         },
-        "compiled": [list(s) for s in compiled],
+        "variants": [list(v) for v in varied if "bfloat16" in args.dtypes],
+        "compiled": [] if args.no_compile else [list(s) for s in compiled],
         "dtypes": args.dtypes,
         "threads": args.threads or (sorted({1, every}) if args.full else [every]),
         "directions": ["forward", "forward+backward", *(["backward"] if long else [])],
@@ -118,6 +125,8 @@ def run(results: Results, options: dict[str, Any]) -> None:
         )
         if kind in parts
     ]
+    if "speed" in parts:
+        grid += variants([tuple(v) for v in options["variants"]], options["threads"], compiled)
     models = LANGUAGE_MODELS if "learning" in parts else ()
     units = len(grid) + ("latency" in parts) + ("memory" in parts)
     units += sum(options["steps"][name] for name in models) // 10

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .norms_speed import Inputs, Kind, add_norms, norms
+from .norms_cases import Kind
+from .norms_speed import Inputs, add_norms, norms
 
 __all__ = ["MEMORY_SHAPES", "memory_case", "memory_key", "saved_bytes"]
 

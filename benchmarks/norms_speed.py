@@ -1,44 +1,28 @@
-"""Speed of the norms alone: every contender over a grid of (rows, N, dtype, threads, direction).
+"""Speed of the norms alone: every contender on a case of norms_cases.
 
 Two operations: the norm, and the residual add with the norm after it. LayerNorm has weight and
-bias, as torch.nn.LayerNorm; every RMSNorm has a weight. Weights are in the input's dtype, without
-which F.rms_norm leaves its faster path. Results are checked against the definition in fp64 before
-anything is timed.
+bias, as torch.nn.LayerNorm; every RMSNorm has a weight. Weights are in the input's dtype but for
+the cases with fp32 weights, with which F.rms_norm leaves its faster path. Results are checked
+against the definition in fp64 before anything is timed.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .copies import COPIES, copy_by
-from .environment import cache_bytes, where_it_fits
+from .environment import where_it_fits
 from .harness import Contender, graphed, measure, threads, time_cuda, time_host
-from .peers import present
+from .norms_cases import HEADS, Case, Direction, Kind, minimal_bytes
+from .peers import Peer, present
 
-__all__ = [
-    "FULL_ADD",
-    "FULL_SHAPES",
-    "GPU_ADD",
-    "GPU_GRIDS",
-    "QUICK_ADD",
-    "QUICK_COMPILED",
-    "QUICK_SHAPES",
-    "Case",
-    "beyond_caches",
-    "cases",
-    "minimal_bytes",
-    "time_case",
-]
+__all__ = ["EPS", "Inputs", "P", "add_norms", "norms", "time_case"]
 
-Kind = Literal["speed", "add"]  # the norm; the residual add and the norm
-Direction = Literal["forward", "backward", "forward+backward"]
 Norm = Callable[..., Any]  # (x, w, b) -> y; (x, residual, w, b) -> (y, sum)
 
 EPS = 1e-6
@@ -46,79 +30,6 @@ P = 0.0625
 # Bytes that a GPU moves in some 50 us: below, a launch costs as much, so calls are replayed from
 # CUDA graphs, and the host's latency is shown apart.
 GRAPHED_BELOW = 100 << 20
-
-# rows, N. One row of an RNN step, in L1, in L2, the paper's GRU, memory, memory with odd N.
-QUICK_SHAPES = ((1, 128), (32, 512), (80, 1000), (512, 1024), (4096, 4096), (4096, 4097))
-QUICK_ADD = ((32, 512), (4096, 4096))
-FULL_SHAPES = (
-    *QUICK_SHAPES,
-    *((1, 1023), (1, 1024), (1, 4096), (8, 4096), (64, 1024), (64, 1023), (80, 3000), (128, 2048)),
-    *((8192, 128), (131072, 64), (65536, 128), (16384, 512), (16384, 1000), (16384, 1024)),
-    *((8192, 2048), (2048, 8192), (1024, 16384), (128, 131072)),
-)
-FULL_ADD = ((1, 1024), (32, 512), (80, 1000), (512, 1024), (4096, 4096), (4096, 4097))
-# core: memory-bound rows of every launch plan, QK-norm, an odd N, and two that latency decides.
-# The others look closer at one use, and take many minutes each where torch.compile takes part.
-GPU_GRIDS: dict[str, tuple[tuple[int, int], ...]] = {
-    "core": (
-        *((32768, n) for n in (256, 512, 1024, 2048, 4096, 8192, 16384)),
-        *((16384, 32768), (8192, 65536), (4096, 131072), (2048, 262144)),
-        *((1 << 20, 64), (27030 * 24, 128), (32768, 4097), (1, 4096), (99, 4096)),
-    ),
-    "qk": tuple((27030 * heads, n) for heads in (4, 24) for n in (64, 128, 256, 512)),
-    "training": (
-        *itertools.product((1024, 4096, 16384), (1024, 4096, 8192, 32768)),
-        *itertools.product((4096, 65536), (512, 1536, 6144, 7168)),
-    ),
-    "inference": tuple(itertools.product((1, 16, 99, 989), (500, 1024, 3072, 3584, 8192, 16384))),
-    "edges": ((71, 229), (29, 541), (32768, 129), (65536, 1023), (8192, 16385), (1024, 300001)),
-}
-GPU_ADD = ((32768, 1024), (32768, 4096), (16384, 32768), (32768, 4097), (99, 4096))
-# Compilation takes about 10 s per shape and direction: the quick run compiles these only.
-QUICK_COMPILED = ((32, 512), (4096, 4096))
-
-
-def beyond_caches() -> tuple[tuple[int, int], ...]:
-    """Even and odd rows whose fp32 input alone fills the last-level cache of this machine's CPU."""
-    last = list(cache_bytes().values())[-1:]
-    return tuple((-(-size // (4 * n)), n) for size in last for n in (4096, 4097))
-
-
-@dataclass(frozen=True)
-class Case:
-    kind: Kind
-    rows: int
-    n: int
-    dtype: torch.dtype
-    direction: Direction
-    threads: int
-    compiled: bool  # also time torch.compile
-
-    @property
-    def key(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.kind}/{self.threads}t/{dtype}/{self.rows}x{self.n}/{self.direction}"
-
-
-def cases(
-    kind: Kind,
-    shapes: Sequence[tuple[int, int]],
-    dtypes: Sequence[torch.dtype],
-    threads: Sequence[int],
-    directions: Sequence[Direction],
-    compiled: Sequence[tuple[int, int]],
-) -> Iterator[Case]:
-    for t, dtype, (rows, n), direction in itertools.product(threads, dtypes, shapes, directions):
-        yield Case(kind, rows, n, dtype, direction, t, (rows, n) in compiled)
-
-
-def minimal_bytes(kind: Kind, rows: int, n: int, size: int, direction: Direction) -> int:
-    """What must cross the memory bus once, for x, weight and gradients of ``size`` bytes each."""
-    row_sets = (4, 4) if kind == "add" else (2, 3)  # x, residual, sum, y; sum, dy, d(sum), dx
-    forward = row_sets[0] * rows * n * size + n * size
-    backward = row_sets[1] * rows * n * size + 4 * rows + 2 * n * size
-    both = forward + 4 * rows + backward
-    return {"forward": forward, "backward": backward, "forward+backward": both}[direction]
 
 
 def norms(n: int, compiled: bool) -> dict[str, Norm]:
@@ -172,37 +83,51 @@ def _outputs(result: Any) -> tuple[Tensor, ...]:
 
 
 def _definition(*args: Tensor, k: int) -> tuple[Tensor, ...]:
-    """In fp64; a sum of two inputs has the value that their dtype (the weight's) can hold."""
+    """In fp64; a sum of two inputs has the value that their dtype can hold."""
     x, *others, w, _ = args
     for residual in others:
         x = x + residual.double()
-        x = x + (x.to(w.dtype).double() - x).detach()
-    y = x * torch.rsqrt(x[:, :k].square().mean(-1, keepdim=True) + EPS) * w.double()
+        x = x + (x.to(residual.dtype).double() - x).detach()
+    y = x * torch.rsqrt(x[..., :k].square().mean(-1, keepdim=True) + EPS) * w.double()
     return (y, x) if others else (y,)
 
 
-def _errors(found: dict[str, Norm], data: Inputs) -> dict[str, float]:
+def _own(data: Inputs) -> Inputs:
+    """Copies, for a call that overwrites its arguments."""
+    return Inputs(tuple(t.detach().clone() for t in data.args), data.grads)
+
+
+def _errors(
+    found: dict[str, Norm], forward_only: Collection[str], data: Inputs
+) -> dict[str, float]:
     """Largest error of y and dx over the largest value, against fp64; raises if ours is wrong.
 
     Ours may be off by what F.rms_norm is off, and an ulp. Neither LayerNorm, another function, nor
     the compiled one, which would be compiled for these few rows too, is looked at.
     """
-    *inputs, w, b = data.args
-    x = inputs[0]
+    x, *_, w, b = data.args
     n = x.size(-1)
+
+    def few(dtype: torch.dtype) -> Inputs:
+        """Rows as they lie, so that a view is one here, too; in fp64 copies."""
+        leaf = x[:64].detach().to(dtype).requires_grad_()
+        others = (t[:64].detach() for t in data.args[1:-2])
+        return Inputs((leaf, *others, w, b), tuple(g[:64] for g in data.grads))
+
     errors = {}
     for name, norm in found.items():
         if name in ("torch_layer_norm", "compiled_rms_norm"):
             continue
         k = -(-n // 16) if name == "prms_norm" else n
-        others = [t[:64].detach() for t in inputs[1:]]
         results = []
         for f, dtype in ((norm, x.dtype), (lambda *args: _definition(*args, k=k), torch.double)):  # noqa: B023
-            leaf = x[:64].detach().to(dtype, copy=True).requires_grad_()
-            outs = _outputs(f(leaf, *others, w, b))
-            grads = [g[:64].to(y.dtype) for g, y in zip(data.grads, outs, strict=True)]
-            (dx,) = torch.autograd.grad(outs, leaf, grads)
-            results.append((outs[0].detach().double(), dx.double()))
+            args, grads = few(dtype) if name not in forward_only else _own(few(dtype))
+            outs = _outputs(f(*args))
+            values = [outs[0].detach().double()]
+            if name not in forward_only:
+                grads = tuple(g.to(y.dtype) for g, y in zip(grads, outs, strict=True))
+                values.append(torch.autograd.grad(outs, args[0], grads)[0].double())
+            results.append(values)
         pairs = zip(*results, strict=True)
         errors[name] = max(((a - e).abs().max() / e.abs().max()).item() for a, e in pairs)
     bound = 2 * errors["torch_rms_norm"] + torch.finfo(x.dtype).eps
@@ -212,22 +137,25 @@ def _errors(found: dict[str, Norm], data: Inputs) -> dict[str, float]:
     return errors
 
 
-def _add_peers(found: dict[str, Norm], direction: Direction, data: Inputs) -> dict[str, str]:
-    """Adds the other projects' kernels that work on this case; the others' errors by name."""
-    failed = {}
-    for name, (peer, norm) in present().items():
-        if direction != "forward" and not peer.backward:
-            continue
-        x, w, _ = data.args
-        try:
-            y = norm(x, w)
-            if peer.backward:
-                torch.autograd.grad(y, (x, w), data.grads)
-        except Exception as error:  # whatever a peer raises: it is shown, not hidden
-            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-        else:
-            found[name] = lambda x, w, b, norm=norm: norm(x, w)  # type: ignore[misc]
-    return failed
+def _peers(kind: Kind, device: torch.device) -> dict[str, tuple[Peer, Norm]]:
+    """Other projects' kernels, all for GPUs: name -> the peer and f(x, [residual,] w, b)."""
+
+    def without_bias(norm: Norm) -> Norm:
+        return lambda *args: norm(*args[:-1])
+
+    found = present(kind) if device.type == "cuda" else {}
+    return {name: (peer, without_bias(norm)) for name, (peer, norm) in found.items()}
+
+
+def _failure(norm: Norm, leaves: int, backward: bool, data: Inputs) -> str:
+    """The error of a call and of its gradients by the first ``leaves`` arguments; "" if none."""
+    try:
+        outs = _outputs(norm(*data.args))
+        if backward:
+            torch.autograd.grad(outs, data.args[:leaves], data.grads)
+    except Exception as error:  # whatever a peer raises: it is shown, not hidden
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return ""
 
 
 def _contender(name: str, norm: Norm, direction: Direction, data: Sequence[Inputs]) -> Contender:
@@ -254,9 +182,9 @@ def _contender(name: str, norm: Norm, direction: Direction, data: Sequence[Input
 
 
 def _copies(sources: Sequence[Tensor]) -> Iterator[Contender]:
-    """torch.clone and, on a CPU, memcpy and (from 1 MiB) non-temporal stores."""
+    """torch.clone; of contiguous CPU tensors memcpy and (from 1 MiB) non-temporal stores, too."""
     yield Contender("clone", torch.clone, sources)
-    if sources[0].device.type != "cpu":
+    if sources[0].device.type != "cpu" or not sources[0].is_contiguous():
         return
     to = torch.zeros_like(sources[0])
     for name in COPIES:
@@ -271,43 +199,74 @@ def time_case(case: Case, device: torch.device, seconds: float) -> dict[str, Any
         return _time_case(case, device, seconds)
 
 
-def _sets(tensor_bytes: int, device: torch.device) -> int:
+def _sets(rows: int, tensor_bytes: int, device: torch.device) -> int:
     """How many inputs take turns: small ones stay where they are meant to be, in L1 or L2.
 
-    On a GPU they rotate past its L2; what no cache holds need not rotate.
+    On a GPU they rotate past its L2, except fewer than 1024 rows of 4 MiB at most: there latency
+    decides, and in inference, which they stand for, the kernel before has left them in L2. What no
+    cache of a CPU holds need not rotate.
     """
-    if device.type == "cuda" and tensor_bytes > 1 << 22:
-        return max(2, -(-(128 << 20) // tensor_bytes))
-    if where_it_fits(2 * tensor_bytes, 1) == "memory":
+    if device.type == "cuda" and (rows >= 1024 or tensor_bytes > 1 << 22):
+        return min(256, max(2, -(-(128 << 20) // tensor_bytes)))
+    if device.type == "cpu" and where_it_fits(2 * tensor_bytes, 1) == "memory":
         return 1
     return 4 if tensor_bytes < 1 << 20 else 2
 
 
-def _time_case(case: Case, device: torch.device, seconds: float) -> dict[str, Any]:
-    rows, n = case.rows, case.n
-    size = torch.finfo(case.dtype).bits // 8
+def _inputs(case: Case, device: torch.device, sets: int) -> list[Inputs]:
+    """Random, with one weight and bias for all."""
     random = torch.Generator(device).manual_seed(0)
 
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(*shape, device=device, generator=random).to(case.dtype)
+    def randn(*shape: int, dtype: torch.dtype = case.dtype) -> Tensor:
+        return torch.randn(*shape, device=device, generator=random).to(dtype)
 
-    sets = _sets(rows * n * size, device)
-    weight, bias = ((1 + 0.1 * randn(n)).to(case.dtype).requires_grad_(), randn(n).requires_grad_())
+    def rows() -> Tensor:
+        if case.layout == "packed":
+            return randn(case.rows // HEADS, 3, HEADS, case.n)[:, 0]
+        return randn(case.rows, case.n)
+
+    weight = 1 + 0.1 * randn(case.n, dtype=case.weight_dtype)
+    affine = (weight.requires_grad_(), randn(case.n, dtype=case.weight_dtype).requires_grad_())
     each = 2 if case.kind == "add" else 1  # x and residual; y and their sum
+    made = []
+    for _ in range(sets):
+        leaves = [rows().requires_grad_() for _ in range(each)]
+        made.append(Inputs((*leaves, *affine), tuple(randn(*x.shape) for x in leaves)))
+    return made
 
-    def inputs() -> Inputs:
-        leaves = [randn(rows, n).requires_grad_() for _ in range(each)]
-        return Inputs((*leaves, weight, bias), tuple(randn(rows, n) for _ in range(each)))
 
-    data = [inputs() for _ in range(sets)]
+def _time_case(case: Case, device: torch.device, seconds: float) -> dict[str, Any]:
+    rows, n, each = case.rows, case.n, 2 if case.kind == "add" else 1
+    tensor_bytes = rows * n * case.dtype.itemsize
+    sets = _sets(rows, tensor_bytes, device)
+    data = _inputs(case, device, sets)
     found = (add_norms if case.kind == "add" else norms)(n, case.compiled)
-    peers = device.type == "cuda" and case.kind == "speed"
-    failed = _add_peers(found, case.direction, data[0]) if peers else {}
-    errors = _errors({k: f for k, f in found.items() if k != "flashinfer"}, data[0])
-    contenders = [_contender(name, f, case.direction, data) for name, f in found.items()]
+    failed = {}
+    if case.weight != "same":  # which torch's LayerNorm does not take on every device
+        error = _failure(found["torch_layer_norm"], each + 2, True, data[0])
+        if error:
+            failed["torch_layer_norm"] = error
+            del found["torch_layer_norm"]
+    peers = _peers(case.kind, device)
+    in_place = [name for name, (peer, _) in peers.items() if peer.in_place]
+    forward_only = [name for name, (peer, _) in peers.items() if not peer.backward]
+    for name, (peer, norm) in peers.items():
+        if case.direction != "forward" and not peer.backward:
+            continue
+        first = _own(data[0]) if peer.in_place else data[0]
+        error = _failure(norm, each + 1, peer.backward, first)
+        if error:
+            failed[name] = error
+        else:
+            found[name] = norm
+    errors = _errors(found, forward_only, data[0])
+    contenders = [
+        _contender(name, f, case.direction, [_own(d) for d in data] if name in in_place else data)
+        for name, f in found.items()
+    ]
     contenders += _copies([d.args[0].detach() for d in data])
     timer = time_cuda if device.type == "cuda" else time_host
-    bytes_ = minimal_bytes(case.kind, rows, n, size, case.direction)
+    bytes_ = minimal_bytes(case)
     not_graphed: dict[str, str] = {}
     if device.type == "cuda" and bytes_ < GRAPHED_BELOW:
         contenders, not_graphed = graphed(contenders)
@@ -322,10 +281,12 @@ def _time_case(case: Case, device: torch.device, seconds: float) -> dict[str, An
         "n": n,
         "dtype": str(case.dtype).removeprefix("torch."),
         "direction": case.direction,
+        "weight": case.weight,
+        "layout": case.layout,
         "threads": case.threads,
         "bytes": bytes_,
-        "copy_bytes": 2 * rows * n * size,
-        "fits": where_it_fits(touched * rows * n * size, case.threads, device.type),
+        "copy_bytes": 2 * tensor_bytes,
+        "fits": where_it_fits(touched * tensor_bytes, case.threads, device.type),
         "errors": errors,
         "failed": failed,
         "not_graphed": not_graphed,

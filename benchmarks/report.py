@@ -65,6 +65,13 @@ def entries_of(data: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     return [e for key, e in data["entries"].items() if key.startswith(f"{kind}/")]
 
 
+def row_name(e: dict[str, Any]) -> str:
+    """Rows and N of an entry, and what makes it a variant: see norms_cases."""
+    name = f"{e['rows']} × {e['n']}"
+    name += ", fp32 weight" if e.get("weight", "same") == "float32" else ""
+    return name + (", packed QKV" if e.get("layout", "contiguous") == "packed" else "")
+
+
 def ratio(times: dict[str, Timing], peer: str, ours: str = "rms_norm") -> str:
     """How many times faster ours is; "=" inside the noise, "" where the peer was not run."""
     if peer not in times:
@@ -107,7 +114,7 @@ def speed_table(data: dict[str, Any], kind: str = "speed") -> list[str]:
         t = times[ours]
         rows.append(
             [
-                f"{e['rows']} × {e['n']}",
+                row_name(e),
                 e["dtype"],
                 e["direction"],
                 e.get("fits", ""),
@@ -122,6 +129,19 @@ def speed_table(data: dict[str, Any], kind: str = "speed") -> list[str]:
             ]
         )
     return table(header, rows, 4)
+
+
+def failures(data: dict[str, Any]) -> list[str]:
+    """What could not be timed: a line per contender and error, with the first case of it."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for e in (*entries_of(data, "speed"), *entries_of(data, "add")):
+        case = f"{row_name(e)} {e['dtype']} {e['direction']}"
+        for name, error in e.get("failed", {}).items():
+            cases.setdefault((LABELS.get(name, name), error), []).append(case)
+    return [
+        f"- {name}, {found[0]}{f' and {len(found) - 1} more' if found[1:] else ''}: {error}"
+        for (name, error), found in cases.items()
+    ]
 
 
 def latency_table(data: dict[str, Any]) -> list[str]:
@@ -219,7 +239,7 @@ def plot_speed(data: dict[str, Any], path: Path) -> None:
     axis.set_xscale("log")
     several = len({e["threads"] for e in cases}) > 1
     names = [
-        f"{e['rows']}×{e['n']} {e['dtype']} {e['direction']}"
+        f"{row_name(e).replace(' × ', '×')} {e['dtype']} {e['direction']}"
         + (f" {e['threads']}t" if several else "")
         for e in cases
     ]
@@ -280,6 +300,8 @@ def write(path: Path) -> str:
         "Residual add and norm in one pass, against the add and each norm after it:",
         lambda data: speed_table(data, "add"),
     )
+    if failed := failures(data):
+        parts.extend(["", "Not timed, and why:", "", *failed])
     add("latency", "Host time of one call, µs:", latency_table)
     add(
         "memory",

@@ -19,6 +19,7 @@ from benchmarks import (  # noqa: E402
     environment,
     harness,
     memory,
+    norms_cases,
     norms_speed,
     report,
 )
@@ -129,7 +130,7 @@ def test_threads_are_as_before_whatever_happens(monkeypatch: pytest.MonkeyPatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(norms_speed, "_time_case", interrupted)
-    case = norms_speed.Case("speed", 2, 8, torch.float32, "forward", before + 1, False)
+    case = norms_cases.Case("speed", 2, 8, torch.float32, "forward", before + 1, False)
     with pytest.raises(KeyboardInterrupt):
         norms_speed.time_case(case, torch.device("cpu"), 0.01)
     assert torch.get_num_threads() == before
