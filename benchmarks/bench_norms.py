@@ -160,18 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = options_of(args)
     folder = args.out or RESULTS / hardware_slug(environment())
     results = Results(folder / "norms.json", "norms", options, resume=not args.fresh)
-    if results.note:
-        print(results.note)
-    try:
-        run(results, options)
-    except KeyboardInterrupt:
-        print(f"\nstopped: {len(results.entries)} entries kept in {results.partial}")
-        return 130
-    path = results.finish()
-    print()
-    print(report.write(path))
-    print(f"written to {path.parent}")
-    return 0
+    return results.complete(partial(run, results, options), report.write)
 
 
 if __name__ == "__main__":

@@ -241,6 +241,30 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def run(
+    results: Results, args: argparse.Namespace, sizes: llama_block.Sizes, device: torch.device
+) -> None:
+    """Everything that ``args`` asks for and ``results`` does not have yet."""
+    todo = list(itertools.product(args.contexts, args.dtypes, DIRECTIONS))
+    with progress_bar(len(todo)) as bar:
+        for context, dtype, direction in todo:
+            bar.set_description(f"{context}, {dtype}, {direction}")
+            results.run(
+                f"compile/{context}/{dtype}/{direction}",
+                functools.partial(
+                    time_context,
+                    context,
+                    direction,
+                    getattr(torch, dtype),
+                    sizes,
+                    device,
+                    args.seconds,
+                    compiled=not args.no_compile,
+                ),
+            )
+            bar.update()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 130 stopped."""
     args = parse(argv)
@@ -252,33 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = Results(
         folder / "compile_modes.json", "compile_modes", options, resume=not args.fresh
     )
-    if results.note:
-        print(results.note)
-    todo = list(itertools.product(args.contexts, args.dtypes, DIRECTIONS))
-    try:
-        with progress_bar(len(todo)) as bar:
-            for context, dtype, direction in todo:
-                bar.set_description(f"{context}, {dtype}, {direction}")
-                results.run(
-                    f"compile/{context}/{dtype}/{direction}",
-                    functools.partial(
-                        time_context,
-                        context,
-                        direction,
-                        getattr(torch, dtype),
-                        sizes,
-                        device,
-                        args.seconds,
-                        compiled=not args.no_compile,
-                    ),
-                )
-                bar.update()
-    except KeyboardInterrupt:
-        print(f"\nstopped: {len(results.entries)} entries kept in {results.partial}")
-        return 130
-    path = results.finish()
-    print(f"\n{report.write(path)}\nwritten to {path.parent}")
-    return 0
+    return results.complete(functools.partial(run, results, args, sizes, device), report.write)
 
 
 if __name__ == "__main__":

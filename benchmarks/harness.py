@@ -353,6 +353,19 @@ class Results:
         os.replace(self.partial, self.path)
         return self.path
 
+    def complete(self, work: Callable[[], None], report: Callable[[Path], str]) -> int:
+        """Does the work, which fills this file, and reports it. Exit status: 0, or 130 stopped."""
+        if self.note:
+            print(self.note)
+        try:
+            work()
+        except KeyboardInterrupt:
+            print(f"\nstopped: {len(self.entries)} entries kept in {self.partial}")
+            return 130
+        path = self.finish()
+        print(f"\n{report(path)}\nwritten to {path.parent}")
+        return 0
+
     def _write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")

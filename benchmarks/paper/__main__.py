@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,18 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     folder = args.out or RESULTS / hardware_slug(environment())
     results = Results(folder / "paper.json", "paper", options, resume=not args.fresh)
-    if results.entries:
-        print(f"going on from {len(results.entries)} entries of a run that was stopped")
-    try:
-        run(results, options)
-    except KeyboardInterrupt:
-        print(f"\nstopped: {len(results.entries)} entries kept in {results.partial}")
-        return 130
-    path = results.finish()
-    print()
-    print(report.write(path))
-    print(f"written to {path.parent}")
-    return 0
+    return results.complete(partial(run, results, options), report.write)
 
 
 if __name__ == "__main__":
