@@ -50,8 +50,6 @@ if(FUSED_RMSNORM_HAS_CUDA)
   endif()
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)
-  set(CMAKE_CUDA_STANDARD 20)
-  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
   file(GLOB CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*.cu)
 
   set(CUB_VERSION "unknown")
