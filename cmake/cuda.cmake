@@ -50,6 +50,7 @@ if(FUSED_RMSNORM_HAS_CUDA)
   endif()
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)
+  set(CMAKE_CUDA_STANDARD 17)  # 20 is more than CMake 3.25 believes CUDA 13 to know
   file(GLOB CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*.cu)
 
   set(CUB_VERSION "unknown")

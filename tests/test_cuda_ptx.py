@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*ward_*.cu"))
-FLAGS = ("-std=c++20", "-O3", "-fmad=false")  # as in CMakeLists.txt
+FLAGS = ("-std=c++17", "-O3", "-fmad=false")  # as in CMakeLists.txt
 TARGETS = {"sm_80": "compute_80", "sm_90": "compute_90", "sm_120": "compute_90"}
 
 pytestmark = pytest.mark.skipif(
