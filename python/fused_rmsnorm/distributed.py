@@ -30,9 +30,7 @@ parallel by torch.distributed.tensor.distribute_module. fully_shard needs nothin
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from typing import Any, cast
 
 import torch
@@ -44,6 +42,8 @@ from torch.distributed.tensor._ops.utils import (
     expand_to_full_mesh_op_strategy,
     register_op_strategy,
 )
+
+from ._columns import stat_columns
 
 _ops = torch.ops.fused_rmsnorm
 # Rows stay split where some ranks have none: an option that torch 2.11 does not have yet.
@@ -129,7 +129,7 @@ class _SplitRows:
         self.x = self.local(x, self.rows).to(self.acc)
         self.eps = torch.finfo(self.acc).eps if eps is None else eps
         n = x.shape[-1]
-        self.k = n if p is None else math.ceil(Fraction(repr(p)) * int(n))
+        self.k = stat_columns(p, int(n))
         # Which columns the statistic reads, laid out as a weight is; None for all.
         self.head: Tensor | None = None
         if self.k < n:

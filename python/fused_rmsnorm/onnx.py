@@ -15,12 +15,12 @@ opset 23, for fp64 and for pRMSNorm the arithmetic is written out. Roundings are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any, cast
 
 import torch
+
+from ._columns import stat_columns
 
 try:
     from onnxscript import ir, opset23
@@ -115,8 +115,8 @@ class _Norm:
             n = input.shape[-1]
             if not isinstance(n, int):
                 raise ValueError(f"with p the last dimension has to be static, but it is {n}")
-            columns = math.ceil(Fraction(repr(p)) * n)  # p as the decimal that it prints as
-            zero, end, last = (_constant(i, ir.DataType.INT64) for i in (0, columns, -1))
+            ends = (0, stat_columns(p, n), -1)
+            zero, end, last = (_constant(i, ir.DataType.INT64) for i in ends)
             head = op.Slice(head, zero, end, last)
         mean = op.ReduceMean(op.Mul(head, head), _constant(-1, ir.DataType.INT64), keepdims=1)
         self.rstd = op.Reciprocal(op.Sqrt(op.Add(mean, _constant(self.eps, _ONNX[self.acc]))))
