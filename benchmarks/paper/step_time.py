@@ -7,7 +7,7 @@ beside it. All contenders live in one process and take turns (benchmarks.harness
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..harness import Contender, measure, time_cuda, time_host
 from .models import MODELS
 from .norms import make_norm
 
-__all__ = ["OPTIMISER", "normalisation_share", "norms_among", "time_model"]
+__all__ = ["OPTIMISER", "normalisation_shares", "norms_among", "time_model"]
 
 OPTIMISER = "optimiser"  # the contender that is Adam's step alone
 
@@ -72,11 +72,8 @@ def time_model(
     contenders.append(Contender(OPTIMISER, lambda _: optimiser.step(), [None]))
     timer = time_cuda if device.type == "cuda" else time_host
     times = measure(contenders, seconds=seconds, timer=timer)
-    shares = {
-        norm: normalisation_share(steps[norm], batches[0], device)
-        for norm in PROFILED
-        if norm in steps
-    }
+    profiled = {norm: steps[norm] for norm in PROFILED if norm in steps}
+    shares = normalisation_shares(profiled, batches[0], device)
     return {
         "model": name,
         "device": device.type,
@@ -87,32 +84,41 @@ def time_model(
     }
 
 
-def normalisation_share(
-    step: Step, batch: Batch, device: torch.device, repeats: int = 3
-) -> dict[str, float]:
-    """How much of ``step`` the fused norms are, forward and backward, by torch.profiler.
+def normalisation_shares(
+    steps: Mapping[str, Step], batch: Batch, device: torch.device, repeats: int = 9
+) -> dict[str, dict[str, float]]:
+    """How much of each step the fused norms are, forward and backward, by torch.profiler.
+
+    The steps take turns, so that what disturbs the machine for a while disturbs all of them.
 
     Returns:
-        ``share``: self time of the norms' events over that of all events, 0 to 1, median of the
-        repeats, on the GPU where there is one; ``calls``: of norms, forward, per step.
+        For each step ``share``: self time of the norms' events over that of all events, 0 to 1, on
+        the GPU where there is one, median of the repeats; ``calls``: of norms, forward, per step.
     """
+    shares: dict[str, list[float]] = {name: [] for name in steps}
+    calls = dict.fromkeys(steps, 0)
+    for _ in range(repeats):
+        for name, step in steps.items():
+            share, calls[name] = norms_among(_events(step, batch, device))
+            shares[name].append(share)
+    return {
+        name: {"share": statistics.median(shares[name]), "calls": calls[name]} for name in steps
+    }
+
+
+def _events(step: Step, batch: Batch, device: torch.device) -> list[tuple[str, float, int]]:
+    """Name, own time and count of what one step runs."""
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    shares = []
-    calls = 0
-    for _ in range(repeats):
-        with profile(activities=activities) as profiler:
-            step(batch)
-            if cuda:
-                torch.cuda.synchronize()
-        events = [
-            (e.key, e.self_device_time_total if cuda else e.self_cpu_time_total, e.count)
-            for e in profiler.key_averages()
-            if e.device_type == DeviceType.CPU  # not the kernels: their operators have their time
-        ]
-        share, calls = norms_among(events)
-        shares.append(share)
-    return {"share": statistics.median(shares), "calls": calls}
+    with profile(activities=activities) as profiler:
+        step(batch)
+        if cuda:
+            torch.cuda.synchronize()
+    return [
+        (e.key, e.self_device_time_total if cuda else e.self_cpu_time_total, e.count)
+        for e in profiler.key_averages()
+        if e.device_type == DeviceType.CPU  # not the kernels: their operators have their time
+    ]
 
 
 def norms_among(events: Iterable[tuple[str, float, int]]) -> tuple[float, int]:
