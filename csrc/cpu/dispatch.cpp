@@ -79,14 +79,15 @@ bool supported(const Kernels& k) {
 bool supported(const Kernels&) { return true; }
 #endif
 
-// At most 128 chunks, each of at least 16 rows and of enough work: a partial is written and read once
-// per chunk, which stays a few per cent of the rows' own traffic. A power of two, so that two, four or
-// eight threads get equal shares (80 x 1000: two chunks of 40 rows, not 33, 33 and 14). From rows and n
-// alone.
+// At most 128 chunks, each of enough work. A partial is written and read once per chunk: with 16 rows a
+// few per cent of the rows' own traffic. The first eight may have four rows each, for otherwise 16 rows
+// of 4096 would keep one thread only. A power of two, so that two, four or eight threads get equal shares
+// (80 x 1000: two chunks of 40 rows, not 33, 33 and 14). From rows and n alone.
 Chunks plan(const Backward& b) {
-  const int64_t least = std::max<int64_t>(16, ceil_div(kBackwardGrain, b.n));
+  const int64_t grain = ceil_div(kBackwardGrain, b.n);
+  const auto least_rows = [&](int64_t count) { return std::max<int64_t>(grain, count <= 8 ? 4 : 16); };
   int64_t count = 1;
-  while (count < 128 && b.rows >= 2 * count * least) count *= 2;
+  while (count < 128 && b.rows >= 2 * count * least_rows(2 * count)) count *= 2;
   Chunks c;
   c.rows_per_chunk = std::max<int64_t>(1, ceil_div(b.rows, count));
   c.count = ceil_div(b.rows, c.rows_per_chunk);
