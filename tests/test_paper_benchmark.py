@@ -110,9 +110,9 @@ def test_share_of_normalisation():
     native = [("aten::native_layer_norm", 5.0, 3), ("NativeLayerNormBackward0", 15.0, 3)]
     ours = [("fused_rmsnorm::rms_norm_fwd", 4.0, 2), ("fused_rmsnorm::rms_norm_bwd", 14.0, 2)]
     nodes = [("autograd::engine::evaluate_function: RmsNormBackward", 2.0, 2)]
-    assert step_time.norms_among(rest + native) == (0.2, 3)
-    assert step_time.norms_among(rest + ours + nodes) == (0.2, 2)
-    assert step_time.norms_among(rest) == (0, 0)
+    assert step_time.norms_among(rest + native) == (20, 100, 3)
+    assert step_time.norms_among(rest + ours + nodes) == (20, 100, 2)
+    assert step_time.norms_among(rest) == (0, 80, 0)
 
 
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "prms_norm", "none"])
@@ -123,10 +123,12 @@ def test_the_profiler_finds_the_norms(norm):
     steps = {norm: lambda x: module(x).sum().backward()}
     found = step_time.normalisation_shares(steps, x, CPU)[norm]
     if norm == "none":
-        assert found == {"share": 0, "calls": 0}
+        assert found == {"share": 0, "microseconds": 0, "calls": 0}
     else:
         assert 0 < found["share"] < 1
         assert found["calls"] == 3
+        assert found["microseconds"] > 0
+        assert report.per_norm({"shares": {norm: found}}) == f"{found['microseconds']:.1f}"
 
 
 # -- the run --------------------------------------------------------------------------------------
@@ -157,7 +159,7 @@ def test_a_run_reports_every_row(tmp_path: Path):
     text = (tmp_path / "paper.md").read_text()
     for name in models:
         summary, *each = rows_starting(text, MODELS[name].title)
-        assert len(summary) == 10
+        assert len(summary) == 11
         assert {cells[1] for cells in each} == {LABELS[n] for n in TIMED} | {"(Adam alone)"}
     for name in ("digits_vit", "characters_gru"):
         (cells,) = rows_starting(text, tasks.TASKS[name].title)

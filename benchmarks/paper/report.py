@@ -57,12 +57,17 @@ def share(entry: dict[str, Any], norm: str) -> str:
     return percent(entry["shares"][norm]["share"]) if norm in entry["shares"] else ""
 
 
+def per_norm(entry: dict[str, Any]) -> str:
+    """Own time of one norm, for those that were profiled."""
+    return " / ".join(f"{found['microseconds']:.1f}" for found in entry["shares"].values())
+
+
 # -- time -----------------------------------------------------------------------------------------
 
 
 def reductions_table(data: dict[str, Any]) -> list[str]:
     """A line per model: what each of ours saves of a step against both LayerNorms."""
-    head = ["model", "LayerNorm's share", "RMSNorm's share", "no norm at all"]
+    head = ["model", "LayerNorm's share", "RMSNorm's share", "µs per norm", "no norm at all"]
     for opponent in OPPONENTS.values():
         head += [f"RMSNorm against {opponent}", f"pRMSNorm against {opponent}"]
     head += ["paper: RMSNorm", "paper: pRMSNorm"]
@@ -70,6 +75,7 @@ def reductions_table(data: dict[str, Any]) -> list[str]:
     for e in entries_of(data, "time"):
         times = times_of(e)
         cells = [MODELS[e["model"]].title, share(e, "layer_norm"), share(e, "rms_norm")]
+        cells.append(per_norm(e))
         cells.append(saved(times, "none", "layer_norm"))
         cells += [saved(times, ours, opponent) for opponent in OPPONENTS for ours in OURS]
         cells += [published(e["model"], ours) for ours in OURS]
@@ -169,8 +175,10 @@ def time_section(data: dict[str, Any]) -> list[str]:
         "turn. "
         "Reductions: 1 − time / time of that LayerNorm, medians; “=”: inside the noise. Adam's "
         "part of a step, which no norm changes, stands in the second table. Share: own time of the "
-        "norm's operators, forward and backward, in that of all, by torch.profiler. “No norm at "
-        "all”: what a norm that cost nothing would save against native LayerNorm. The paper's "
+        "norm's operators, forward and backward, in that of all, by torch.profiler; µs per norm: "
+        "that time for one norm, of LayerNorm / RMSNorm / pRMSNorm, with what the host does for "
+        "it. “No norm at all”: what a norm that cost nothing would save against native LayerNorm. "
+        "The paper's "
         "LayerNorm is composed of elementary operations, and the paper's figures were measured "
         "against such a one on a TITAN X (Pascal) and a V100.",
         "",

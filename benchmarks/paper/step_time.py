@@ -92,18 +92,22 @@ def normalisation_shares(
     The steps take turns, so that what disturbs the machine for a while disturbs all of them.
 
     Returns:
-        For each step ``share``: self time of the norms' events over that of all events, 0 to 1, on
-        the GPU where there is one, median of the repeats; ``calls``: of norms, forward, per step.
+        For each step, medians of the repeats, on the GPU where there is one. ``share``: own time of
+        the norms' events over that of all events, 0 to 1; ``microseconds``: their own time for one
+        norm, forward and backward; ``calls``: of norms, forward, per step.
     """
-    shares: dict[str, list[float]] = {name: [] for name in steps}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     calls = dict.fromkeys(steps, 0)
     for _ in range(repeats):
         for name, step in steps.items():
-            share, calls[name] = norms_among(_events(step, batch, device))
-            shares[name].append(share)
-    return {
-        name: {"share": statistics.median(shares[name]), "calls": calls[name]} for name in steps
-    }
+            norms, total, calls[name] = norms_among(_events(step, batch, device))
+            share = norms / total if total else 0.0
+            found[name].append((share, norms / max(1, calls[name])))
+    shares = {}
+    for name in steps:
+        share, microseconds = map(statistics.median, zip(*found[name], strict=True))
+        shares[name] = {"share": share, "microseconds": microseconds, "calls": calls[name]}
+    return shares
 
 
 def _events(step: Step, batch: Batch, device: torch.device) -> list[tuple[str, float, int]]:
@@ -121,13 +125,13 @@ def _events(step: Step, batch: Batch, device: torch.device) -> list[tuple[str, f
     ]
 
 
-def norms_among(events: Iterable[tuple[str, float, int]]) -> tuple[float, int]:
-    """Share of the time, and calls forward, of the norms among (name, own time, count)."""
-    norm = total = 0.0
+def norms_among(events: Iterable[tuple[str, float, int]]) -> tuple[float, float, int]:
+    """Time of the norms, time of all, and calls of norms forward, of (name, own time, count)."""
+    norms = total = 0.0
     calls = 0
     for name, own, count in events:
         total += own
         if any(part in name for part in NORM_EVENTS):
-            norm += own
+            norms += own
             calls += count * (name in FORWARD_EVENTS)
-    return norm / total if total else 0.0, calls
+    return norms, total, calls

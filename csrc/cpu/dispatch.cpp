@@ -82,7 +82,7 @@ bool supported(const Kernels&) { return true; }
 // At most 128 chunks, each of enough work. A partial is written and read once per chunk: with 16 rows a
 // few per cent of the rows' own traffic. The first eight may have four rows each, for otherwise 16 rows
 // of 4096 would keep one thread only. A power of two, so that two, four or eight threads get equal shares
-// (80 x 1000: two chunks of 40 rows, not 33, 33 and 14). From rows and n alone.
+// (80 x 1000: four chunks of 20 rows, not five, of 17 and 12). From rows and n alone.
 Chunks plan(const Backward& b) {
   const int64_t grain = ceil_div(kBackwardGrain, b.n);
   const auto least_rows = [&](int64_t count) { return std::max<int64_t>(grain, count <= 8 ? 4 : 16); };

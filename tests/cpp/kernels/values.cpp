@@ -128,6 +128,28 @@ void bits(Checker& check) {
   }
 }
 
+// How rows are cut: all of them once, enough work for each thread, and the shapes it was measured on.
+void cuts(Checker& check) {
+  Backward b;
+  const auto where = [&] { return "chunks of " + std::to_string(b.rows) + " x " + std::to_string(b.n); };
+  Random random(4);
+  for (int repeat = 0; repeat < 2000; ++repeat) {
+    b.rows = 1 + random.below(repeat % 2 ? 50 : 100000), b.n = 1 + random.below(repeat % 3 ? 300 : 70000);
+    const cpu::Chunks c = cpu::plan(b);
+    check.that(c.count >= 1 && c.count <= 128, where);
+    check.that(c.rows_per_chunk * c.count >= b.rows && c.rows_per_chunk * (c.count - 1) < b.rows, where);
+    check.that(c.count == 1 || (c.rows_per_chunk >= 4 && c.rows_per_chunk * b.n >= 16384), where);
+    check.that(c.count <= 8 || c.rows_per_chunk >= 16, where);
+  }
+  const int64_t measured[][3] = {{1, 65536, 1},  {7, 65536, 1},   {8, 16384, 2},    {16, 4096, 4},
+                                 {24, 2048, 2},  {80, 1000, 4},   {64, 960, 2},     {64, 240, 1},
+                                 {200, 4096, 8}, {256, 4096, 16}, {4096, 4096, 128}};
+  for (const auto& [rows, n, count] : measured) {
+    b.rows = rows, b.n = n;
+    check.that(cpu::plan(b).count == count, where);
+  }
+}
+
 // NaN and inf stay in their rows, in the right places; denormals are numbers.
 void special(Checker& check) {
   Random random(3);
@@ -179,6 +201,7 @@ int main() {
   Checker check;
   values(check);
   bits(check);
+  cuts(check);
   special(check);
   std::printf("failures: %lld\n", static_cast<long long>(check.failures()));
   return check.failures() ? 1 : 0;
