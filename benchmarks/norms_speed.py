@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -195,7 +196,9 @@ def _copies(sources: Sequence[Tensor]) -> Iterator[Contender]:
 
 def time_case(case: Case, device: torch.device, seconds: float) -> dict[str, Any]:
     """One entry of the results: sizes, minimal bytes, errors and a Timing per contender."""
-    with threads(case.threads):
+    # A backward alone is timed on one graph again and again, whose buffers must not be given away.
+    donated = torch._functorch.config.patch(donated_buffer=case.direction != "backward")
+    with threads(case.threads), donated:
         return _time_case(case, device, seconds)
 
 
