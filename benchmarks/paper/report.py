@@ -176,9 +176,9 @@ def time_section(data: dict[str, Any]) -> list[str]:
         "Reductions: 1 − time / time of that LayerNorm, medians; “=”: inside the noise. Adam's "
         "part of a step, which no norm changes, stands in the second table. Share: own time of the "
         "norm's operators, forward and backward, in that of all, by torch.profiler; µs per norm: "
-        "that time for one norm, of LayerNorm / RMSNorm / pRMSNorm, with what the host does for "
-        "it. “No norm at all”: what a norm that cost nothing would save against native LayerNorm. "
-        "The paper's "
+        "that time for one norm, of LayerNorm / RMSNorm / pRMSNorm, on a CPU with what the host "
+        "does for it. “No norm at all”: what a norm that cost nothing would save against native "
+        "LayerNorm. The paper's "
         "LayerNorm is composed of elementary operations, and the paper's figures were measured "
         "against such a one on a TITAN X (Pascal) and a V100. pRMSNorm reads every element to "
         "scale it, as RMSNorm does, and its shorter sum saves little beside that.",
