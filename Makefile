@@ -46,7 +46,7 @@ bench-full: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
 	$(PY) -m benchmarks.bench_norms --full
 	$(PY) -m benchmarks.compile_modes
 
-# The paper's models, claims and properties. PAPER_ARGS, e.g. --only time --models transformer
+# The paper's models, claims and properties. PAPER_ARGS, e.g. --only time --scale 1: at their published sizes
 paper: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
 	$(PY) -m benchmarks.paper $(PAPER_ARGS)
 

@@ -204,3 +204,25 @@ def test_a_run_that_is_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_scale_above_the_published_one_is_refused():
     with pytest.raises(SystemExit, match="--scale must be in"):
         paper.options_of(paper.parse(["--scale", "2"]))
+
+
+@pytest.mark.parametrize("scale", ["0", "-0.1", "nan"])
+def test_a_scale_of_nothing_is_refused(scale):
+    with pytest.raises(SystemExit, match="--scale must be in"):
+        paper.options_of(paper.parse(["--scale", scale]))
+
+
+@pytest.mark.usefixtures("tiny_models")
+def test_a_scale_has_files_of_its_own(tmp_path: Path):
+    """A run at the published sizes does not overwrite what the default wrote."""
+    arguments = ["--only", "time", "--models", "dna_cnn", "--norms", "layer_norm", "rms_norm"]
+    arguments += [*SHORT, str(tmp_path)]
+    assert paper.main(arguments) == 0
+    before = (tmp_path / "paper.json").read_bytes()
+    assert paper.main([*arguments, "--scale", "1"]) == 0
+    assert (tmp_path / "paper.json").read_bytes() == before
+    stems = {"paper", "paper_scale_1"}
+    names = {f"{stem}{end}" for stem in stems for end in (".json", ".md", "_time.png")}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert "![time](paper_scale_1_time.png)" in (tmp_path / "paper_scale_1.md").read_text()
+    assert "scale 1 of batch" in (tmp_path / "paper_scale_1.md").read_text()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from reference import Options, rms_norm
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("benchmarks.paper", reason="needs the repository's root on the path")
 
@@ -118,6 +119,21 @@ def test_what_the_paper_normalises():
     assert len(whole("rnnsearch")) == 4 * (4 * 4 + 1) + 3
     # Two directions of document and question.
     assert len(whole("attentive_reader")) == 2 * 3 * (4 + 3)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_leaving_the_norms_out_leaves_nothing_else_out(model):
+    """Not the gradient of the first layer's input, say, that only a norm's weight asked for."""
+
+    def multiplications(norm: str) -> int:
+        sizes = tiny(model)
+        batch = MODELS[model].batch(sizes, torch.Generator().manual_seed(0))
+        built = MODELS[model].model(make_norm(norm), sizes)
+        with FlopCounterMode(display=False) as counter:
+            built(*batch).backward()
+        return counter.get_total_flops()
+
+    assert multiplications("none") == multiplications("layer_norm") > 0
 
 
 def test_sizes_are_the_published_ones():

@@ -4,8 +4,9 @@ time        a training step of each model with each norm, and the share that is 
 quality     small real tasks: final metric and learning curve of each norm, several seeds
 properties  the paper's Table 1 in numbers; gradients when few elements are in the statistic
 
-Writes paper.json into benchmarks/results/<hardware>/ and, from it, paper.md and plots. Ctrl-C keeps
-what is done; the same command goes on from there.
+Writes paper.json into benchmarks/results/<hardware>/ and, from it, paper.md and plots; at a --scale
+that is not the device's default paper_scale_1.json and so on. Ctrl-C keeps what is done; the same
+command goes on from there.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from .tasks import TASKS
 PARTS = ("properties", "time", "quality")
 TRAINED = ("none", "layer_norm", "rms_norm", *PARTIAL)
 
-CPU_SCALE = 0.1  # a step of any model takes some 0.05 ... 0.5 s on two cores
+# On a CPU a step of any model takes some 0.05 ... 0.5 s on two cores; at 1, up to ten seconds.
+CPU_SCALE = 0.1
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -58,9 +60,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def default_scale(device: str) -> float:
+    return CPU_SCALE if torch.device(device).type == "cpu" else 1.0
+
+
+def file_name(options: dict[str, Any]) -> str:
+    """The default scale's results are not overwritten by those of another."""
+    if options["scale"] == default_scale(options["device"]):
+        return "paper.json"
+    return f"paper_scale_{options['scale']:g}.json"
+
+
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """The run, spelt out; recorded in the results."""
-    scale = args.scale or (CPU_SCALE if args.device == "cpu" else 1.0)
+    scale = default_scale(args.device) if args.scale is None else args.scale
     if not 0 < scale <= 1:
         raise SystemExit(f"--scale must be in (0, 1], but got {scale}")
     return {
@@ -129,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = options_of(args := parse(argv))
     keep_freed_memory()
     folder = args.out or RESULTS / hardware_slug(environment())
-    results = Results(folder / "paper.json", "paper", options, resume=not args.fresh)
+    results = Results(folder / file_name(options), "paper", options, resume=not args.fresh)
     return results.complete(partial(run, results, options), report.write)
 
 

@@ -1,7 +1,8 @@
 """Tables and plots from a paper.json: ``python -m benchmarks.paper.report RESULTS/paper.json``.
 
 Everything measured is read from the JSON; the paper's own figures stand in models/__init__.py.
-Writes paper.md, paper_time.png, paper_curves.png and paper_gradients.png beside it.
+Writes paper.md, paper_time.png, paper_curves.png and paper_gradients.png beside it, for
+paper_scale_1.json paper_scale_1.md and so on.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ def sizes_lines(data: dict[str, Any]) -> list[str]:
     return lines
 
 
-def time_section(data: dict[str, Any]) -> list[str]:
+def time_section(data: dict[str, Any], plot: str) -> list[str]:
     options = data["options"]
     return [
         "## Time per training step",
@@ -187,7 +188,7 @@ def time_section(data: dict[str, Any]) -> list[str]:
         "",
         *remarks(data),
         "",
-        "![time](paper_time.png)",
+        f"![time]({plot})",
         "",
         *times_table(data),
         "",
@@ -238,7 +239,7 @@ def widths_line() -> str:
     )
 
 
-def quality_section(data: dict[str, Any]) -> list[str]:
+def quality_section(data: dict[str, Any], plot: str) -> list[str]:
     return [
         "## Quality",
         "",
@@ -250,7 +251,7 @@ def quality_section(data: dict[str, Any]) -> list[str]:
         "",
         widths_line(),
         "",
-        "![learning curves](paper_curves.png)",
+        f"![learning curves]({plot})",
         "",
     ]
 
@@ -280,7 +281,7 @@ def gradients_table(entry: dict[str, Any]) -> list[str]:
     return lines
 
 
-def properties_section(data: dict[str, Any]) -> list[str]:
+def properties_section(data: dict[str, Any], plot: str) -> list[str]:
     invariance = data["entries"]["properties/invariance"]
     gradients = data["entries"]["properties/gradients"]
     return [
@@ -300,24 +301,27 @@ def properties_section(data: dict[str, Any]) -> list[str]:
         "",
         *gradients_table(gradients),
         "",
-        "![gradients](paper_gradients.png)",
+        f"![gradients]({plot})",
         "",
     ]
 
 
 def write(path: Path) -> str:
-    """Writes paper.md and the plots beside the JSON file ``path``; returns the Markdown."""
+    """Writes the Markdown and the plots beside the JSON file ``path``; returns the Markdown."""
     data = load(path)
     lines = ["# The paper's models and claims", "", f"{conditions(data)}.", ""]
+    time, curves, gradients = (
+        path.with_name(f"{path.stem}_{name}.png") for name in ("time", "curves", "gradients")
+    )
     if entries_of(data, "time"):
-        lines += time_section(data)
-        plot_reductions(data, path.parent / "paper_time.png")
+        lines += time_section(data, time.name)
+        plot_reductions(data, time)
     if entries_of(data, "quality"):
-        lines += quality_section(data)
-        plot_curves(data, path.parent / "paper_curves.png")
+        lines += quality_section(data, curves.name)
+        plot_curves(data, curves)
     if "properties/gradients" in data["entries"]:
-        lines += properties_section(data)
-        plot_gradients(data, path.parent / "paper_gradients.png")
+        lines += properties_section(data, gradients.name)
+        plot_gradients(data, gradients)
     text = "\n".join(lines)
     (path.parent / f"{path.stem}.md").write_text(text)
     return text

@@ -79,7 +79,8 @@ class LlamaBlocks(nn.Module):
         self.register_buffer("sin", angle.sin(), persistent=False)
 
     def forward(self, states: Tensor, target: Tensor) -> Tensor:
-        """Mean squared distance."""
+        """Mean squared distance. The states get a gradient, as from the layers below in a stack."""
+        states = states.detach().requires_grad_()
         for block in self.blocks:
             states = block(states, self.cos, self.sin)
         return F.mse_loss(self.norm(states), target)

@@ -86,5 +86,6 @@ class Mamba2(nn.Module):
         self.norm = norm(sizes.width)
 
     def forward(self, states: Tensor, target: Tensor) -> Tensor:
-        """Mean squared distance."""
+        """Mean squared distance. The states get a gradient, as from the layers below in a stack."""
+        states = states.detach().requires_grad_()
         return F.mse_loss(self.norm(self.blocks(states)), target)
