@@ -231,9 +231,12 @@ def measure(
         for c in contenders:
             for _ in c.inputs:  # compiles, allocates, faults in every input's pages
                 timer(c.call, inputs[c.name], 1)
-            once = min(timer(c.call, inputs[c.name], 2) / 2 for _ in range(2))
-            calls[c.name] = max(1, math.ceil(sample_seconds / max(once, 1e-9)))
-            timer(c.call, inputs[c.name], calls[c.name])
+            calls[c.name] = 1
+            # Far above it, no more of what may take seconds: once was enough to know.
+            if timer(c.call, inputs[c.name], 1) < 100 * sample_seconds:
+                once = min(timer(c.call, inputs[c.name], 2) / 2 for _ in range(2))
+                calls[c.name] = max(1, math.ceil(sample_seconds / max(once, 1e-9)))
+                timer(c.call, inputs[c.name], calls[c.name])
         deadline = time.perf_counter() + seconds
         for done in range(max_rounds):
             if done >= min_rounds and time.perf_counter() > deadline:

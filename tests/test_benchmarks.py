@@ -112,6 +112,24 @@ def test_measure_interleaves_and_gives_every_contender_two_turns_per_round() -> 
     assert times["a"].samples == 80
 
 
+def test_measure_warms_up_what_is_slow_no_more_than_needed() -> None:
+    """Each input, and one call more; a short call is also repeated until a sample is long."""
+    took = {"slow": 5.0, "short": 1e-5}
+    calls = dict.fromkeys(took, 0)
+
+    def run(name: str) -> float:
+        calls[name] += 1
+        return took[name]
+
+    def timer(call, inputs, n):
+        return sum(call(next(inputs)) for _ in range(n))
+
+    contenders = [Contender(name, lambda _, name=name: run(name), [0, 1]) for name in took]
+    times = measure(contenders, seconds=0, min_rounds=3, sample_seconds=1e-4, timer=timer)
+    assert calls == {"slow": 3 + 2 * 3, "short": 3 + 4 + 10 + 2 * 3 * 10}
+    assert [times[name].calls_per_sample for name in took] == [1, 10]
+
+
 def test_measure_refuses_one_name_twice_and_leaves_the_collector_as_it_was() -> None:
     same = Contender("a", lambda i: None, [0])
     with pytest.raises(ValueError, match="different names"):
