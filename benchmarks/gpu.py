@@ -91,7 +91,7 @@ def commands(stage: str, args: argparse.Namespace) -> Iterator[tuple[str, list[s
     elif stage == "paper":
         size = ["--seconds", "10"]
         if args.cpu:
-            size = ["--seconds", "0", "--scale", "0.01", "--models", "dna_cnn", "--device", "cpu"]
+            size = ["--seconds", "0", "--models", "dna_cnn", "--device", "cpu"]
         paper = [python, "-m", "benchmarks.paper", "--out", str(args.out)]
         yield "paper", [*paper, *size, "--only", "time", "properties"]
     else:
