@@ -90,6 +90,11 @@ def test_remarks_say_where_it_does_not_win():
     assert "pRMSNorm 6.25 % (ours) saves 3.0 %, in the paper 9.3 %" in less
     assert "leaving the norms out altogether saves 5.0 %" in less
     assert remarks(1.95, composed=2.0, model="vit") == ""
+    equal = remarks(1.995, composed=2.0)
+    noise = "from the paper's LayerNorm beyond the noise of 1.0 %; in the paper it saves"
+    assert f"no difference of RMSNorm (ours) {noise} 6.9 %" in equal
+    assert f"no difference of pRMSNorm 6.25 % (ours) {noise} 9.3 %" in equal
+    assert "(ours) saves" not in equal
 
 
 def test_spread_and_curves():
