@@ -5,6 +5,8 @@ calls ``build`` for pip. Needs CMake and, if it is there, uses ninja; no setupto
 
 FUSED_RMSNORM_CUDA=0|1     CUDA half off, or its absence an error; otherwise it follows nvcc
 FUSED_RMSNORM_BUILD_DIR    where CMake builds (default: a folder per interpreter under build/)
+FUSED_RMSNORM_TORCHES      folders of torch packages, one for each minor version, as in PATH:
+                           the package then serves all of them (default: this interpreter's torch)
 TORCH_CUDA_ARCH_LIST       as for torch's own extensions
 MAX_JOBS                   parallel compilers (default: all cores)
 """
@@ -36,6 +38,12 @@ def torch_root() -> str:
     return spec.submodule_search_locations[0]
 
 
+def torch_roots() -> "list[str]":
+    """The torch packages that are built against."""
+    given = os.environ.get("FUSED_RMSNORM_TORCHES")
+    return given.split(os.pathsep) if given else [torch_root()]
+
+
 def build(package: Path) -> None:
     """``package``: the folder fused_rmsnorm that gets the libraries, headers and CMake files.
 
@@ -52,7 +60,7 @@ def build(package: Path) -> None:
     configure = [
         *(cmake, "-S", str(ROOT), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release"),
         f"-DPython_EXECUTABLE={sys.executable}",
-        f"-DTORCH_ROOT={torch_root()}",
+        f"-DTORCH_ROOT={';'.join(torch_roots())}",
         f"-DCMAKE_INSTALL_PREFIX={package.resolve()}",
         f"-DFUSED_RMSNORM_CUDA={os.environ.get('FUSED_RMSNORM_CUDA') or 'auto'}",
     ]
@@ -69,8 +77,9 @@ def build(package: Path) -> None:
         if done.returncode:
             raise SystemExit(f"failed with exit status {done.returncode}: {' '.join(command)}")
     print((folder / "summary.txt").read_text().strip())
-    size = (package / "lib" / "libfused_rmsnorm.so").stat().st_size
-    print(f"libfused_rmsnorm.so: {size / 1e6:.1f} MB", flush=True)
+    for library in sorted((package / "lib").rglob("lib*.so")):
+        size = library.stat().st_size / 1e6
+        print(f"{library.relative_to(package)}: {size:.1f} MB", flush=True)
 
 
 if __name__ == "__main__":

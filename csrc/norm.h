@@ -65,12 +65,14 @@ struct Backward {
   void* workspace = nullptr;   // as many bytes as the backend's backward_workspace() says, any content
 };
 
+// What the kernels' library exports; everything else in it is hidden.
+#pragma GCC visibility push(default)
+
 // CPU. The caller owns the threads: it splits rows, chunks and columns over them as it likes, and
 // the bits of every result are the same for every split.
 namespace cpu {
 
-[[gnu::visibility("default")]] const char*
-capability();  // "AVX512", "AVX2", "NEON" or "baseline"; capped by ATEN_CPU_CAPABILITY
+const char* capability();  // "AVX512", "AVX2", "NEON" or "baseline"; capped by ATEN_CPU_CAPABILITY
 
 void forward(const Forward&, int64_t row_begin, int64_t row_end);
 int64_t forward_grain(const Forward&);  // rows below which a second thread does not pay
@@ -94,4 +96,6 @@ const char* forward(const Forward&, void* stream);
 const char* backward(const Backward&, void* stream);
 
 }  // namespace cuda
+
+#pragma GCC visibility pop
 }  // namespace fused_rmsnorm

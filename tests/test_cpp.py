@@ -48,3 +48,22 @@ def test_aoti_package_runs_in_cpp(example: Path, tmp_path: Path) -> None:
         exported, package_path=str(tmp_path / "norm.pt2")
     )
     assert "package and library agree" in run(example / "run_package", package)
+
+
+def test_another_torch_is_refused_by_find_package(tmp_path: Path) -> None:
+    torch_root = tmp_path / "torch"
+    torch_root.mkdir()
+    (torch_root / "version.py").write_text("__version__ = '2.99.1+cpu'\n")
+    done = subprocess.run(
+        [
+            *("cmake", "-S", EXAMPLE, "-B", tmp_path / "build", f"-DTORCH_ROOT={torch_root}"),
+            f"-DCMAKE_PREFIX_PATH={Path(fused_rmsnorm.__file__).parent}",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    ours = ".".join(torch.__version__.split(".")[:2])
+    said = " ".join(done.stderr.split())
+    assert done.returncode
+    assert f"is built for torch {ours}" in said
+    assert "holds 2.99" in said

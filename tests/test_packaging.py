@@ -1,5 +1,8 @@
-"""What pip is given: the source distribution holds all that a wheel is built from."""
+"""What pip is given, and what is built from it: the source distribution, the libraries, the import
+that chooses among them. What needs several versions of torch is done by `make wheel`."""
 
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -8,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import fused_rmsnorm
+from fused_rmsnorm import _library
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = Path(fused_rmsnorm.__file__).parent
 setuptools = pytest.importorskip("setuptools", reason="makes the source distribution")
 
 
@@ -67,3 +72,103 @@ def test_the_build_says_what_is_missing(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert expected in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def binutils(*command: object) -> str:
+    if shutil.which(str(command[0])) is None:
+        pytest.skip(f"{command[0]} is not here: it comes with the compiler that builds this")
+    return subprocess.run(
+        [str(c) for c in command], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_kernels_know_no_torch_and_export_norm_h_only() -> None:
+    """One library serves every torch, and clashes with nothing: what is not in norm.h is hidden."""
+    kernels = PACKAGE / "lib" / "libfused_rmsnorm_kernels.so"
+    needed = re.findall(r"NEEDED.*\[(.*)\]", binutils("readelf", "-d", kernels))
+    assert not [name for name in needed if "torch" in name or "c10" in name or "cudart" in name]
+    symbols = binutils("nm", "-D", "--defined-only", "-C", kernels).splitlines()
+    exported = {re.sub(r"\(.*", "", line.split(maxsplit=2)[2]) for line in symbols}
+    header = re.sub(r"//.*", "", (ROOT / "csrc" / "norm.h").read_text())
+    backends = ["cpu", "cuda"] if fused_rmsnorm.build_info()["cuda"] else ["cpu"]
+    declared = {
+        f"fused_rmsnorm::{backend}::{name}"
+        for backend in backends
+        for body in re.findall(rf"\nnamespace {backend} {{\n(.*?)\n}}", header, re.S)
+        for name in re.findall(r"(\w+)\(", body)
+    }
+    assert exported == declared
+
+
+def test_libraries_hold_no_path_of_the_machine() -> None:
+    for library in PACKAGE.rglob("*.so"):
+        data = library.read_bytes()
+        for path in (str(ROOT), sys.prefix + "/lib"):
+            assert path.encode() not in data, f"{library} names {path}"
+
+
+IMPORT = "import torch; torch.__version__ = {version!r}\nimport fused_rmsnorm"
+
+
+@pytest.mark.parametrize("version", ["2.99.0", "2.99.0a0+gitabcdef", "3.0"])
+def test_unknown_torch_is_one_clear_line(version: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT.format(version=version)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: this build of fused_rmsnorm is for torch ")
+    assert ", ".join(_library.built_for()) in last
+    assert f"but torch is {version}" in last
+    assert "pip install --no-build-isolation" in last
+    assert "OSError" not in done.stderr  # nothing about files and symbols before it
+
+
+def test_the_newest_build_is_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ("2.9", "2.14", "2.100"):
+        folder = tmp_path / f"torch-{version}"
+        folder.mkdir()
+        (folder / "libfused_rmsnorm.so").touch()
+    (tmp_path / "torch-2.15").mkdir()  # nothing in it
+    monkeypatch.setattr(_library, "LIBRARIES", tmp_path)
+    assert _library.built_for() == ["2.9", "2.14", "2.100"]
+
+
+def test_a_library_that_does_not_load_says_so(tmp_path: Path) -> None:
+    """Built against another torch, or broken: the linker's reason, and what to do."""
+    shutil.copytree(
+        PACKAGE, tmp_path / "fused_rmsnorm", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (library,) = (tmp_path / "fused_rmsnorm" / "lib").glob("torch-*/libfused_rmsnorm.so")
+    library.write_bytes(b"not a library")
+    done = subprocess.run(
+        [sys.executable, "-c", "import fused_rmsnorm"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert "does not load with torch" in last
+    assert "invalid ELF header" in last or "file too short" in last
+    assert "pip install --no-build-isolation" in last
+
+
+def test_the_namespace_has_one_name_in_one_place() -> None:
+    """Per language: registration.h and _ops.py. Two builds in one process differ there only."""
+    cpp = {
+        p.name
+        for p in (ROOT / "csrc").rglob("*.*")
+        if re.search(r"\bTORCH_LIBRARY|\"fused_rmsnorm::|\bfused_rmsnorm_[A-Z]", p.read_text())
+    }
+    python = {
+        p.name
+        for p in (ROOT / "python").rglob("*.py")
+        if re.search(r"torch\.ops\.fused_rmsnorm|[\"']fused_rmsnorm::", p.read_text())
+    }
+    assert cpp == {"registration.h"}
+    assert python == {"_ops.py"}

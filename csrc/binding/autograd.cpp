@@ -2,10 +2,9 @@
 // of rms_norm_bwd; rms_norm_bwd, when it is differentiated itself, records RmsNormBackwardBackward,
 // which works in closed form. Forward-mode tangents are computed beside the fused primal: a
 // kernel under Autograd that ignores them would silently drop them.
-#include <torch/library.h>
-
 #include "node.h"
 #include "ops.h"
+#include "registration.h"
 
 namespace fused_rmsnorm {
 namespace {
@@ -148,7 +147,7 @@ void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptT
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fused_rmsnorm, Autograd, m) {
+FUSED_RMSNORM_LIBRARY_IMPL(Autograd, m) {
   m.impl("rms_norm_fwd", kernel<fwd>);
   m.impl("add_rms_norm_fwd", kernel<add_fwd>);
   m.impl("add_rms_norm_", kernel<add_inplace>);

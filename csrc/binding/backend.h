@@ -5,11 +5,10 @@
 //   static void run(const Backward&);
 // and calls register_backend<Backend>(m).
 #pragma once
-#include <torch/library.h>
-
 #include "checks.h"
 #include "kernel_args.h"
 #include "ops.h"
+#include "registration.h"
 
 namespace fused_rmsnorm {
 

@@ -29,6 +29,6 @@ struct Cpu {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fused_rmsnorm, CPU, m) { register_backend<Cpu>(m); }
+FUSED_RMSNORM_LIBRARY_IMPL(CPU, m) { register_backend<Cpu>(m); }
 
 }  // namespace fused_rmsnorm

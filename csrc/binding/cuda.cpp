@@ -27,6 +27,6 @@ struct Cuda {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fused_rmsnorm, CUDA, m) { register_backend<Cuda>(m); }
+FUSED_RMSNORM_LIBRARY_IMPL(CUDA, m) { register_backend<Cuda>(m); }
 
 }  // namespace fused_rmsnorm

@@ -1,8 +1,7 @@
 // The composite, on every device that has no kernels of its own.
-#include <torch/library.h>
-
 #include "checks.h"
 #include "ops.h"
+#include "registration.h"
 
 namespace fused_rmsnorm {
 namespace {
@@ -36,7 +35,7 @@ Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTe
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fused_rmsnorm, CompositeExplicitAutograd, m) {
+FUSED_RMSNORM_LIBRARY_IMPL(CompositeExplicitAutograd, m) {
   m.impl("rms_norm_fwd", kernel<fwd>);
   m.impl("add_rms_norm_fwd", kernel<add_fwd>);
   m.impl("add_rms_norm_", kernel<add_inplace>);

@@ -1,8 +1,7 @@
 // Shapes and dtypes without data: for torch.compile, export and meta tensors.
-#include <torch/library.h>
-
 #include "checks.h"
 #include "ops.h"
+#include "registration.h"
 
 namespace fused_rmsnorm {
 namespace {
@@ -43,7 +42,7 @@ Three bwd(const Options&, const Tensor& dy, const Tensor& x, const OptTensor& we
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fused_rmsnorm, Meta, m) {
+FUSED_RMSNORM_LIBRARY_IMPL(Meta, m) {
   m.impl("rms_norm_fwd", kernel<fwd>);
   m.impl("add_rms_norm_fwd", kernel<add_fwd>);
   m.impl("add_rms_norm_", kernel<add_inplace>);

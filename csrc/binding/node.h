@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include "composite.h"
+#include "registration.h"
 
 namespace fused_rmsnorm {
 
@@ -97,7 +98,7 @@ struct NormNode : autograd::Node {
                                            compiled::SwapSavedVariables& swap) override {
     static c10::once_flag bound;
     const auto& compiler = compiled::getPyCompilerInterface();
-    const std::string function = std::string("fused_rmsnorm_") + Derived::kName;
+    const std::string function = std::string(FUSED_RMSNORM_NAMESPACE "_") + Derived::kName;
     c10::call_once(bound, [&] {
       compiler->bind_function(swap.get_py_compiler(), function, apply_packed, packed_types());
     });

@@ -5,9 +5,8 @@
 // else (backends, Meta, Autograd, FuncTorchBatched) is registered on the _fwd and _bwd operators.
 #include "ops.h"
 
-#include <torch/library.h>
-
 #include "checks.h"
+#include "registration.h"
 
 namespace fused_rmsnorm {
 namespace {
@@ -102,22 +101,22 @@ void add_rms_norm_(Tensor& x, Tensor& residual, const OptTensor& weight, const O
 }
 
 Two call_fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
-  static const Operator<Two(const Tensor&, const OptTensor&, const OptTensor&)> op(
-      "fused_rmsnorm::rms_norm_fwd");
+  static const Operator<Two(const Tensor&, const OptTensor&, const OptTensor&)> op(FUSED_RMSNORM_NAMESPACE
+                                                                                   "::rms_norm_fwd");
   return op(options, x, weight, bias);
 }
 
 Three call_add_fwd(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
                    const OptTensor& bias) {
   static const Operator<Three(const Tensor&, const Tensor&, const OptTensor&, const OptTensor&)> op(
-      "fused_rmsnorm::add_rms_norm_fwd");
+      FUSED_RMSNORM_NAMESPACE "::add_rms_norm_fwd");
   return op(options, x, residual, weight, bias);
 }
 
 void call_add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight,
                       const OptTensor& bias) {
-  static const Operator<void(Tensor&, Tensor&, const OptTensor&, const OptTensor&)> op(
-      "fused_rmsnorm::add_rms_norm_");
+  static const Operator<void(Tensor&, Tensor&, const OptTensor&, const OptTensor&)> op(FUSED_RMSNORM_NAMESPACE
+                                                                                       "::add_rms_norm_");
   op(options, x, residual, weight, bias);
 }
 
@@ -125,7 +124,7 @@ Three call_bwd(const Options& options, const Tensor& dy, const Tensor& x, const 
                const Tensor& rstd, const OptTensor& grad_sum, Mask3 mask) {
   static const Operator<Three(const Tensor&, const Tensor&, const OptTensor&, const Tensor&, const OptTensor&,
                               Mask3)>
-      op("fused_rmsnorm::rms_norm_bwd");
+      op(FUSED_RMSNORM_NAMESPACE "::rms_norm_bwd");
   return op(options, dy, x, weight, rstd, grad_sum, mask);
 }
 
@@ -136,7 +135,7 @@ Three add_by_parts(const Options& options, const Tensor& x, const Tensor& residu
   return {y, sum, rstd};
 }
 
-TORCH_LIBRARY(fused_rmsnorm, m) {
+FUSED_RMSNORM_LIBRARY(m) {
   const auto def = [&](const std::string& schema) { m.def(schema.c_str(), {at::Tag::pt2_compliant_tag}); };
   const std::string affine = "Tensor? weight=None, Tensor? bias=None, ";
   const std::string options =
@@ -163,8 +162,8 @@ void register_compositions(torch::Library& m) {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fused_rmsnorm, CompositeImplicitAutograd, m) { register_compositions(m); }
+FUSED_RMSNORM_LIBRARY_IMPL(CompositeImplicitAutograd, m) { register_compositions(m); }
 // The same under vmap, which else would call each of them once for every sample.
-TORCH_LIBRARY_IMPL(fused_rmsnorm, FuncTorchBatchedDecomposition, m) { register_compositions(m); }
+FUSED_RMSNORM_LIBRARY_IMPL(FuncTorchBatchedDecomposition, m) { register_compositions(m); }
 
 }  // namespace fused_rmsnorm

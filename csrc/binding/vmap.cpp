@@ -1,11 +1,11 @@
 // vmap. A batch of rows under one weight is just more rows: it stays on the fused kernel. A batch
 // of weights, or gradients of a weight per sample, take the composite, which batches by itself.
 #include <ATen/functorch/BatchedTensorImpl.h>
-#include <torch/library.h>
 
 #include <algorithm>
 
 #include "ops.h"
+#include "registration.h"
 
 // Both are exported by torch, but the header that declares them needs one that wheels do not ship.
 namespace at::functorch {
@@ -101,7 +101,7 @@ void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptT
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fused_rmsnorm, FuncTorchBatched, m) {
+FUSED_RMSNORM_LIBRARY_IMPL(FuncTorchBatched, m) {
   m.impl("rms_norm_fwd", kernel<fwd>);
   m.impl("add_rms_norm_fwd", kernel<add_by_parts>);
   m.impl("add_rms_norm_", kernel<add_inplace>);

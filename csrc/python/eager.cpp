@@ -132,4 +132,8 @@ PyModuleDef module = {
 }  // namespace
 }  // namespace fused_rmsnorm
 
-PyMODINIT_FUNC PyInit__eager() { return PyModule_Create(&fused_rmsnorm::module); }
+PyMODINIT_FUNC PyInit__eager() {
+  PyObject* module = PyModule_Create(&fused_rmsnorm::module);
+  if (module) PyModule_AddStringConstant(module, "torch_version", FUSED_RMSNORM_TORCH_VERSION);
+  return module;
+}

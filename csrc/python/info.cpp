@@ -18,7 +18,6 @@ py::dict build_info() {
   const auto or_none = [](const char* s) { return *s ? py::object(py::str(s)) : py::object(py::none()); };
   py::dict info;
   info["version"] = FUSED_RMSNORM_VERSION;
-  info["torch"] = FUSED_RMSNORM_TORCH_VERSION;
   info["cpu_capability"] = fused_rmsnorm::cpu::capability();
   info["cuda"] = !*FUSED_RMSNORM_CUDA_REASON;
   info["cuda_reason"] = or_none(FUSED_RMSNORM_CUDA_REASON);

@@ -3,7 +3,8 @@
 from . import _library as _library  # first: it loads the operators that the others name
 from . import functional
 from ._after_import import import_after
-from ._info import build_info, launch_plan
+from ._build_info import build_info
+from ._info import launch_plan
 from .modules import AddRMSNorm, PRMSNorm, RMSNorm
 from .replace import replace_layer_norm_, replace_rms_norm_
 

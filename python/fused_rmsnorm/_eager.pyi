@@ -42,4 +42,7 @@ def add_rms_norm_(
     casting_mode: str,
     /,
 ) -> None: ...
+
+torch_version: str  # that it was built against
+
 def number(value: object, name: str, /) -> float: ...

@@ -1,29 +1,60 @@
-"""Loads the operators: importing this module makes torch.ops.fused_rmsnorm available."""
+"""Loads what was built for this torch: the operators, and the folder of ``_eager``.
+
+One package may hold builds for several versions of torch, each in lib/torch-<minor version>; the
+kernels beside those folders know no torch. A torch that there is no build for is an ImportError
+that says which there are, not a missing symbol in the middle of a program.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
 
-HERE = Path(__file__).parent
+LIBRARIES = Path(__file__).parent / "lib"
+PREFIX = "torch-"
+
+
+def minor(version: str) -> str:
+    """ "2.13.0+cpu" -> "2.13": what one build serves."""
+    return ".".join(version.split("+")[0].split(".")[:2])
+
+
+def built_for() -> list[str]:
+    """The minor versions of torch that this package holds builds for, in order."""
+    found = (p.parent.name.removeprefix(PREFIX) for p in LIBRARIES.glob(f"{PREFIX}*/lib*.so"))
+    return sorted(found, key=lambda version: [int(n) for n in version.split(".")])
 
 
 def load() -> None:
-    """Loads libfused_rmsnorm; the error says what to do where it is missing or does not fit."""
-    library = HERE / "lib" / "libfused_rmsnorm.so"
-    if not library.exists():
-        raise ImportError(
-            f"{library} is missing: the extension is not built. In a checkout run `make build`; "
-            "to install, `pip install --no-build-isolation .`"
-        )
+    """Loads libfused_rmsnorm, and lets ``from . import _eager`` find the one that goes with it."""
+    folder = LIBRARIES / (PREFIX + minor(torch.__version__))
+    library = folder / "libfused_rmsnorm.so"
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        raise ImportError(
-            f"{library} does not load with torch {torch.__version__} ({error}). It has to be built "
-            "against the torch that it runs with: build it again."
-        ) from error
+        raise ImportError(_why_not(library, error)) from (error if library.exists() else None)
+    sys.modules[__package__].__path__.insert(0, str(folder))
+
+
+def _why_not(library: Path, error: OSError) -> str:
+    reason = error.__cause__ or error  # the linker's, of which torch makes "could not load"
+    build = "pip install --no-build-isolation SOURCE (a checkout or the source distribution)"
+    if library.exists():
+        return (
+            f"{library} does not load with torch {torch.__version__} ({reason}). It has to be "
+            f"built against the torch that it runs with: {build}"
+        )
+    if known := built_for():
+        return (
+            f"this build of fused_rmsnorm is for torch {', '.join(known)}, but torch is "
+            f"{torch.__version__}: install one of those, or build from source for this one: {build}"
+        )
+    return (
+        f"{library} is missing: the extension is not built. In a checkout run `make build`; "
+        "to install, `pip install --no-build-isolation .`"
+    )
 
 
 load()

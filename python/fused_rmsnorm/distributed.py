@@ -44,8 +44,8 @@ from torch.distributed.tensor._ops.utils import (
 )
 
 from ._columns import stat_columns
+from ._ops import ops
 
-_ops = torch.ops.fused_rmsnorm
 # Rows stay split where some ranks have none: an option that torch 2.11 does not have yet.
 _FEWER_ROWS_THAN_RANKS: dict[str, Any] = {"allow_uneven_sharding": True}
 if _FEWER_ROWS_THAN_RANKS.keys() - inspect.signature(expand_to_full_mesh_op_strategy).parameters:
@@ -230,7 +230,7 @@ def _add_fwd(x: Any, residual: Any, *others: Any) -> Any:
         return NotImplemented
     with torch.no_grad():
         s = (x + residual).contiguous()
-        y, rstd = _ops.rms_norm_fwd(s, *others)
+        y, rstd = ops.rms_norm_fwd(s, *others)
         return y, s, rstd
 
 
@@ -253,10 +253,10 @@ def _bwd(dy: Any, x: Any, weight: Any, rstd: Any, grad_sum: Any, mask: Any, *opt
 
 def _register() -> None:
     for op, split_columns in (
-        (_ops.rms_norm_fwd.default, _fwd),
-        (_ops.add_rms_norm_fwd.default, _add_fwd),
-        (_ops.add_rms_norm_.default, _add_in_place),
-        (_ops.rms_norm_bwd.default, _bwd),
+        (ops.rms_norm_fwd.default, _fwd),
+        (ops.add_rms_norm_fwd.default, _add_fwd),
+        (ops.add_rms_norm_.default, _add_in_place),
+        (ops.rms_norm_bwd.default, _bwd),
     ):
         types = [str(argument.type) for argument in op._schema.arguments]
         options = next(i for i, name in enumerate(types) if "Tensor" not in name)
@@ -264,7 +264,7 @@ def _register() -> None:
         # casting_mode about their dtype. From `options` on arguments count in DTensor's cache.
         register_op_strategy(op, schema_info=RuntimeSchemaInfo(options))(_strategy)
         _register_rule(op, split_columns)
-    for op in (_ops.rms_norm.default, _ops.add_rms_norm.default, _ops.rms_norm_composite.default):
+    for op in (ops.rms_norm.default, ops.add_rms_norm.default, ops.rms_norm_composite.default):
         # Only seen under inference_mode: elsewhere the dispatcher has taken them apart before.
         _register_rule(op, op.decompose)
 

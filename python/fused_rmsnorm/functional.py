@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _eager
+from ._ops import ops
 
 __all__ = [
     "CastingMode",
@@ -36,10 +37,10 @@ CastingMode = Literal["torch", "llama"]
 
 # What traces Python sees these; eager mode takes the same operators through _eager, which spares
 # a third of the time of a small call and names the argument in every error.
-_rms_norm = torch.ops.fused_rmsnorm.rms_norm.default
-_rms_norm_composite = torch.ops.fused_rmsnorm.rms_norm_composite.default
-_add_rms_norm = torch.ops.fused_rmsnorm.add_rms_norm.default
-_add_rms_norm_ = torch.ops.fused_rmsnorm.add_rms_norm_.default
+_rms_norm = ops.rms_norm.default
+_rms_norm_composite = ops.rms_norm_composite.default
+_add_rms_norm = ops.add_rms_norm.default
+_add_rms_norm_ = ops.add_rms_norm_.default
 
 _is_compiling = torch.compiler.is_compiling
 

@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 
 from ._columns import stat_columns
+from ._ops import ops
 
 try:
     from onnxscript import ir, opset23
@@ -76,8 +77,8 @@ def translation_table(opset_version: int) -> dict[Callable[..., Any], Callable[.
         return norm.scaled(weight, bias, weight_offset), norm.sum, norm.rstd
 
     return {
-        torch.ops.fused_rmsnorm.rms_norm_fwd.default: rms_norm_fwd,
-        torch.ops.fused_rmsnorm.add_rms_norm_fwd.default: add_rms_norm_fwd,
+        ops.rms_norm_fwd.default: rms_norm_fwd,
+        ops.add_rms_norm_fwd.default: add_rms_norm_fwd,
     }
 
 

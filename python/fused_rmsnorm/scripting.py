@@ -13,6 +13,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from ._ops import ops
 from .modules import AddRMSNorm, PRMSNorm, RMSNorm
 
 __all__ = ["ScriptableAddRMSNorm", "ScriptableRMSNorm", "scriptable"]
@@ -28,7 +29,7 @@ class ScriptableRMSNorm(RMSNorm):
         if not torch.jit.is_scripting():
             return super().forward(input)
         weight, bias = self.weight, self.bias
-        y = torch.ops.fused_rmsnorm.rms_norm(
+        y = ops.rms_norm(
             input.flatten(-len(self.normalized_shape)),
             None if weight is None else weight.flatten(),
             None if bias is None else bias.flatten(),
@@ -50,7 +51,7 @@ class ScriptableAddRMSNorm(AddRMSNorm):
         if not torch.jit.is_scripting():
             return super().forward(input, residual)
         weight, bias = self.weight, self.bias
-        y, s = torch.ops.fused_rmsnorm.add_rms_norm(
+        y, s = ops.add_rms_norm(
             input.flatten(-len(self.normalized_shape)),
             residual.flatten(-len(self.normalized_shape)),
             None if weight is None else weight.flatten(),
