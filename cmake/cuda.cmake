@@ -2,8 +2,12 @@
 # CUDA_SUMMARY, CUDA_REASON, CUDA_ARCHS, CUB_VERSION.
 set(FUSED_RMSNORM_HAS_CUDA OFF)
 set(CUDA_SOURCES "")
+# "cuda: Optional[str] = None" in a torch without CUDA, whose tensors never get to the CUDA half.
+file(STRINGS ${TORCH_ROOT}/version.py TORCH_WITHOUT_CUDA REGEX "^cuda *[:=].*None")
 if(NOT FUSED_RMSNORM_CUDA)
   set(CUDA_REASON "switched off by FUSED_RMSNORM_CUDA=0")
+elseif(FUSED_RMSNORM_CUDA STREQUAL "auto" AND TORCH_WITHOUT_CUDA)
+  set(CUDA_REASON "torch ${TORCH_VERSION} has no CUDA (FUSED_RMSNORM_CUDA=1 builds it all the same)")
 else()
   if(NOT CMAKE_CUDA_COMPILER)
     unset(CMAKE_CUDA_COMPILER CACHE)  # not found by an earlier run is not forever
