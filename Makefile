@@ -60,9 +60,11 @@ gpu: | $(READY)
 test: $(STAMPS)/built $(STAMPS)/requirements-test $(STAMPS)/benchmarks-requirements
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-# The wheel fits this Python and this torch, and GPUs from sm_80 on. The system's CMake serves, too: what
-# is needed is checked here, for "build" would look for Python packages only.
+# The wheel fits this Python and this torch, and GPUs from sm_80 on, also if it is built where torch has
+# no CUDA; FUSED_RMSNORM_CUDA=0 makes one for CPUs. The system's CMake serves, too: what is needed is
+# checked here, for "build" would look for Python packages only.
 dist: export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0;10.0;12.0+PTX
+dist: export FUSED_RMSNORM_CUDA ?= 1
 dist: $(STAMPS)/requirements-build
 	$(ENSURE) requirements/dist.txt
 	$(PY) -m build --no-isolation --skip-dependency-check

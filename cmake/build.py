@@ -3,7 +3,8 @@
 ``python cmake/build.py`` builds in place, into python/fused_rmsnorm (``make build``); setup.py
 calls ``build`` for pip. Needs CMake and, if it is there, uses ninja; no setuptools.
 
-FUSED_RMSNORM_CUDA=0|1     CUDA half off, or its absence an error; otherwise it follows nvcc
+FUSED_RMSNORM_CUDA=0|1     CUDA half off, or its absence an error; otherwise it is built where torch
+                           has CUDA and there is an nvcc
 FUSED_RMSNORM_BUILD_DIR    where CMake builds (default: a folder per interpreter under build/)
 FUSED_RMSNORM_TORCHES      folders of torch packages, one for each minor version, as in PATH:
                            the package then serves all of them (default: this interpreter's torch)

@@ -2,8 +2,18 @@
 # CUDA_SUMMARY, CUDA_REASON, CUDA_ARCHS, CUB_VERSION.
 set(FUSED_RMSNORM_HAS_CUDA OFF)
 set(CUDA_SOURCES "")
+# "cuda: Optional[str] = None" stands in a torch without CUDA, whose tensors never get to the CUDA half.
+set(TORCH_HAS_CUDA OFF)
+foreach(root IN LISTS TORCH_ROOT)
+  file(STRINGS ${root}/version.py without_cuda REGEX "^cuda *[:=].*None")
+  if(NOT without_cuda)
+    set(TORCH_HAS_CUDA ON)
+  endif()
+endforeach()
 if(NOT FUSED_RMSNORM_CUDA)
   set(CUDA_REASON "switched off by FUSED_RMSNORM_CUDA=0")
+elseif(FUSED_RMSNORM_CUDA STREQUAL "auto" AND NOT TORCH_HAS_CUDA)
+  set(CUDA_REASON "this torch has no CUDA (FUSED_RMSNORM_CUDA=1 builds it all the same)")
 else()
   if(NOT CMAKE_CUDA_COMPILER)
     unset(CMAKE_CUDA_COMPILER CACHE)  # not found by an earlier run is not forever

@@ -26,9 +26,7 @@ test_backward.py therefore also compare root-mean-square errors with those of F.
 same input (``rms_error``).
 """
 
-import math
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,8 +36,8 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def stat_columns(p: float | None, n: int) -> int:
-    """ceil(p * n), p read as the decimal that it prints as."""
-    return n if p is None else math.ceil(Fraction(repr(p)) * n)
+    """The smallest k with k / n >= p, by trying them all."""
+    return n if p is None else next(k for k in range(1, n + 1) if k / n >= p)
 
 
 def arithmetic_type(dtype: torch.dtype) -> torch.dtype:
@@ -64,6 +62,10 @@ class Options:
 
     def eps_for(self, dtype: torch.dtype) -> float:
         return torch.finfo(arithmetic_type(dtype)).eps if self.eps is None else self.eps
+
+    def beside(self, weight: object) -> "Options":
+        """As an operator takes them with this weight: an offset without a weight is refused."""
+        return self if weight is not None else replace(self, weight_offset=0.0)
 
     def output_type(self, x: torch.dtype, weight: torch.dtype | None) -> torch.dtype:
         if self.casting_mode == "torch" or weight is None:

@@ -34,7 +34,7 @@ def operands(device, affine, shape=(3, 7)):
 
 
 def norm_of(o: Options):
-    return lambda x, w, b: F.rms_norm(x, x.shape[-1], w, o.eps, bias=b, **o.keywords())
+    return lambda x, w, b: F.rms_norm(x, x.shape[-1], w, o.eps, bias=b, **o.beside(w).keywords())
 
 
 def add_norm_of(o: Options):
@@ -158,6 +158,7 @@ def samples(name):
         w, b = (
             leaf(8, seed=i + 2, dtype=dtype) if given else None for i, given in enumerate(affine)
         )
+        o = o.beside(w)
         has_bias_alone = w is None and b is not None
         if name in ("rms_norm", "rms_norm_composite"):
             yield (x, w, b), o.kwargs()

@@ -37,6 +37,7 @@ def norm(x, weight, bias, o: Options):
     seed=SEEDS,
 )
 def test_any_input(device, leading, n, layouts, dtype, weight, bias, o, scale, seed):
+    o = o.beside(weight)
     x = leaf(lay_out(numbers((*leading, n), dtype, device, seed, scale), layouts[0]))
     w = None if weight is None else numbers(n, affine_type(weight, dtype), device, seed + 1)
     b = numbers(n, w.dtype, device, seed + 2) if bias and w is not None else None
@@ -198,6 +199,7 @@ def test_gradient_expanded_from_a_scalar(device):
 )
 def test_add(device, leading, n, layouts, dtype, weight, bias, o, used, seed):
     """Gradients of x and residual are the same numbers, that of the sum added before rounding."""
+    o = o.beside(weight)
     x, residual = (leaf(numbers((*leading, n), dtype, device, seed + i)) for i in range(2))
     w = None if weight is None else leaf(numbers(n, affine_type(weight, dtype), device, seed + 2))
     b = leaf(numbers(n, w.dtype, device, seed + 3)) if bias and w is not None else None

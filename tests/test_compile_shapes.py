@@ -103,14 +103,16 @@ def test_hidden_size_that_varies(p):
 
 
 def test_hidden_size_in_fuse_mode():
-    """With p the graph holds a number of columns: right for each size, compiled for each."""
-    compiled, _ = counted(
+    """With p the graph works out the number of columns: one graph, right for each size."""
+    compiled, counter = counted(
         lambda x, w: F.composite_rms_norm(x, x.shape[-1], w, p=0.07), dynamic=True
     )
+    check = NoRecompilation(counter)
     for n in (40, 100, 101):
         x, w = leaf((3, n)), leaf(n, 1)
         expected = bits_of(lambda x, w: F.rms_norm(x, x.shape[-1], w, p=0.07), (x, w))
         torch.testing.assert_close(bits_of(compiled, (x, w)), expected)
+        check.after_call()
 
 
 @pytest.mark.parametrize("p", [None, 0.3])

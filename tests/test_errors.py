@@ -76,6 +76,16 @@ def test_values(route, name, value, message):
         route(**{name: value})
 
 
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("bias", [None, b])
+def test_an_offset_of_no_weight(route, bias):
+    """It would be ignored: refused, rather than a norm that is not the one asked for."""
+    message = "weight_offset must be 0 without a weight, but got 1"
+    with pytest.raises(ValueError, match=r"^" + re.escape(message)):
+        route(weight=None, bias=bias, weight_offset=1.0)
+    route(weight=None, weight_offset=0.0)
+
+
 REAL = "must have dtype float16, bfloat16, float32 or float64"
 INPUT = "input must have dtype float16, bfloat16, float32, float64, complex64 or complex128"
 
@@ -264,6 +274,20 @@ def test_backward_operator(where, name, value, kind, message):
 
 
 @pytest.mark.parametrize("where", ["cpu", "meta"])
+def test_an_offset_of_no_weight_in_operators(where):
+    input, rstd = x.to(where), torch.ones(4, 1, device=where)
+    for call in (
+        lambda **offset: ops.rms_norm_fwd(input, **offset),
+        lambda **offset: ops.add_rms_norm_fwd(input, input, **offset),
+        lambda **offset: ops.add_rms_norm_(input.clone(), input.clone(), **offset),
+        lambda **offset: ops.rms_norm_bwd(input, input, None, rstd, None, [True] * 3, **offset),
+    ):
+        with pytest.raises(ValueError, match=r"^weight_offset must be 0 without a weight"):
+            call(weight_offset=-0.5)
+        call()
+
+
+@pytest.mark.parametrize("where", ["cpu", "meta"])
 def test_forward_operator(where):
     def t(value):
         return value.to(where)
@@ -293,6 +317,10 @@ def test_forward_operator(where):
         ({"casting_mode": "gemma"}, 'casting_mode must be "torch" or "llama", but got \'gemma\''),
         ({"compile_mode": "slow"}, 'compile_mode must be "opaque" or "fuse", but got \'slow\''),
         ({"bias": True, "elementwise_affine": False}, "bias=True needs elementwise_affine=True"),
+        (
+            {"weight_offset": 1.0, "elementwise_affine": False},
+            "weight_offset=1.0 needs elementwise_affine=True",
+        ),
     ],
     ids=str,
 )

@@ -37,6 +37,7 @@ def norm(x, weight, bias, o: Options, function=F.rms_norm):
     seed=SEEDS,
 )
 def test_any_input(device, leading, n, layout, dtype, weight, bias, o, scale, seed):
+    o = o.beside(weight)
     x = lay_out(numbers((*leading, n), dtype, device, seed, scale), layout)
     w = None if weight is None else numbers(n, affine_type(weight, dtype), device, seed + 1)
     b = numbers(n, dtype if w is None else w.dtype, device, seed + 2) if bias else None
@@ -61,6 +62,7 @@ def test_any_input(device, leading, n, layout, dtype, weight, bias, o, scale, se
 )
 def test_composite_is_the_same_function(device, leading, n, dtype, weight, bias, o, seed):
     """Every pair of weight and bias dtypes: the composite, the operator and Meta agree."""
+    o = o.beside(weight)
     x = numbers((*leading, n), dtype, device, seed)
     w, b = (
         None if t is None else numbers(n, affine_type(t, dtype), device, seed + 1)
@@ -182,12 +184,12 @@ def test_rows_of_no_elements(device, shape):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_bias_alone_is_added_to_the_plain_norm(device, dtype):
-    """Without a weight the scale is exactly 1, whatever the offset and the bias' dtype."""
+    """Without a weight the scale is exactly 1, whatever the bias' dtype."""
     x = numbers((5, 40), dtype, device, 8)
     for bias_type in FLOATS:
         b = torch.zeros(40, dtype=bias_type, device=device)
         for mode in ("torch", "llama"):
-            o = Options(weight_offset=0.3, casting_mode=mode)
+            o = Options(casting_mode=mode)
             y = norm(x, None, b, o)
             assert y.dtype == dtype
             plain = norm(x, None, None, o)
@@ -238,6 +240,7 @@ def test_several_normalised_dimensions(device):
 )
 def test_add(device, leading, n, layouts, dtype, weight, bias, o, seed):
     """The sum has the bits of x + residual, and y those of the norm of that sum."""
+    o = o.beside(weight)
     x, residual = (
         lay_out(numbers((*leading, n), dtype, device, seed + i), layout)
         for i, layout in enumerate(layouts)

@@ -6,7 +6,6 @@ there the test is by bits.
 
 import math
 from decimal import Decimal
-from fractions import Fraction
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from reference import same_bits, stat_columns
 
 from fused_rmsnorm import PRMSNorm, RMSNorm
 from fused_rmsnorm import functional as F
+from fused_rmsnorm._columns import stat_columns as columns_of_python
 
 PS = [None, 0.0625, 0.5]
 POWERS = [2.0**-20, 0.5, 4.0, 2.0**20]
@@ -107,27 +107,51 @@ def columns_read(p: float, n: int) -> int:
     return round(torch.ops.fused_rmsnorm.rms_norm_fwd(x, eps=0.0, p=p)[1].item() ** 2)
 
 
-@given(p=st.floats(1e-9, 1), n=st.integers(1, 5000))
-@example(p=0.07, n=100)  # 7; in binary, 0.07 * 100 is 7.000000000000001
-@example(p=0.29, n=100)  # 29; in binary, 28.999999999999996
-@example(p=0.1, n=10)
-@example(p=0.55, n=100)
+def test_p_as_a_ratio():
+    """p = k / N reads k columns, for every k of every N below 300: 5 / 7, 2 / 33, 43 / 768."""
+    pairs = [(k, n) for n in range(1, 300) for k in range(1, n + 1)]
+    pairs += [(k, n) for n in (768, 1000, 1024, 4095, 5120) for k in range(1, n + 1, 7)]
+    assert [(k, n) for k, n in pairs if columns_read(k / n, n) != k] == []
+    assert [(k, n) for k, n in pairs if columns_of_python(k / n, n) != k] == []
+
+
+def test_p_as_a_decimal():
+    """p in thousandths reads ceil(p * N) columns, p taken for the decimal that it is written as:
+    0.07 of 100 is 7, though 0.07 * 100 is 7.000000000000001 in binary; 0.29 of 100 is 29."""
+    for n in (*range(1, 130), 240, 300, 512, 768, 1000, 1024, 2000, 4096, 5120):
+        exact = {m: math.ceil(Decimal(m).scaleb(-3) * n) for m in range(1, 1001)}
+        ps = {m: float(Decimal(m).scaleb(-3)) for m in exact}
+        assert {m: columns_read(p, n) for m, p in ps.items()} == exact
+        assert {m: columns_of_python(p, n) for m, p in ps.items()} == exact
+
+
+@given(p=st.floats(0, 1, exclude_min=True), n=st.integers(1, 5000))
 @example(p=1.0, n=5000)
 @example(p=5e-324, n=5000)
 @example(p=math.nextafter(1, 0), n=5000)
-@example(p=1 / 3, n=3)
+@example(p=math.nextafter(5 / 7, 1), n=7)  # 6: the next number after the ratio is past it
 @settings(max_examples=300)
-def test_k_is_the_ceiling_in_decimal(p, n):
-    exact = Decimal(repr(p)) * n
+def test_k_is_the_smallest_that_reaches_p(p, n):
     k = columns_read(p, n)
-    assert k == math.ceil(Fraction(repr(p)) * n) == math.ceil(exact)
+    assert k == columns_of_python(p, n) == stat_columns(p, n)
+    assert k / n >= p
+    assert k == 1 or (k - 1) / n < p
+
+
+@given(
+    n=st.one_of(st.integers(1, 2**40), st.integers(2**52, 2**59)),
+    p=st.one_of(st.floats(0, 1, exclude_min=True), st.fractions(0, 1).map(float).filter(bool)),
+)
+@example(n=2**59 - 1, p=math.nextafter(1, 0))
+@example(n=2**59, p=1.0)
+def test_k_of_rows_that_no_memory_holds(n, p):
+    """The rule's two halves, in C++ by its shape on a meta tensor: nothing hangs or overflows."""
+    k = columns_of_python(p, n)
     assert 1 <= k <= n
-
-
-@given(percent=st.integers(1, 10000), n=st.integers(1, 400).map(lambda i: 100 * i))
-def test_a_percentage_of_a_multiple_of_100(percent, n):
-    """p with up to four decimals, as people write it."""
-    assert columns_read(percent / 10000, n) == -(-percent * n // 10000)
+    assert float(k) / float(n) >= p
+    assert k == 1 or p == 1 or float(k - 1) / float(n) < p
+    x = torch.empty(1, dtype=torch.float64, device="meta").expand(n)
+    assert torch.ops.fused_rmsnorm.rms_norm_composite(x, p=p).shape == (n,)
 
 
 def test_paper_default():

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fused_rmsnorm._columns import stat_columns
+
 from ..harness import Timing, load, speedup
 from ..report import conditions, entries_of, times_of
 from .models import MODELS
@@ -239,7 +241,7 @@ def widths_line() -> str:
     """What p means in these tasks."""
     parts = []
     for task in TASKS.values():
-        ks = " / ".join(str(math.ceil(PARTIAL["prms_norm"] * n)) for n in task.widths)
+        ks = " / ".join(str(stat_columns(PARTIAL["prms_norm"], n)) for n in task.widths)
         parts.append(f"{task.title} {ks} of {' / '.join(map(str, task.widths))}")
     return (
         "Small models make p = 6.25 % a handful of elements, and few elements make steps unsteady "

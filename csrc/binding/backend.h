@@ -14,7 +14,7 @@ namespace fused_rmsnorm {
 
 template <class Backend>
 Two fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
-  check_fwd(x, weight, bias);
+  check_fwd(options, x, weight, bias);
   if (!is_fused(options, x, weight)) return composite_fwd(options, x.contiguous(), weight, bias);
   const typename Backend::Guard guard(x);
   const ForwardCall call(options, x, {}, weight, bias);
@@ -25,7 +25,7 @@ Two fwd(const Options& options, const Tensor& x, const OptTensor& weight, const 
 template <class Backend>
 Three add_fwd(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
               const OptTensor& bias) {
-  check_fwd(x, weight, bias);
+  check_fwd(options, x, weight, bias);
   check_residual(x, residual);
   if (!is_fused(options, x, weight)) return add_by_parts(options, x, residual, weight, bias);
   const typename Backend::Guard guard(x);
@@ -37,7 +37,7 @@ Three add_fwd(const Options& options, const Tensor& x, const Tensor& residual, c
 template <class Backend>
 void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight,
                  const OptTensor& bias) {
-  check_fwd(x, weight, bias);
+  check_fwd(options, x, weight, bias);
   check_add_inplace(options, x, residual, weight);
   check_no_overlap(x, residual, weight, bias);
   if (is_fused(options, x, weight) && x.is_contiguous() && residual.is_contiguous()) {
@@ -52,7 +52,7 @@ void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptT
 template <class Backend>
 Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight,
           const Tensor& rstd, const OptTensor& grad_sum, Mask3 mask) {
-  check_bwd(dy, x, weight, rstd, grad_sum);
+  check_bwd(options, dy, x, weight, rstd, grad_sum);
   if (!is_fused(options, x, weight)) {
     return composite_bwd(options, dy.contiguous(), x.contiguous(), weight, grad_sum, mask);
   }

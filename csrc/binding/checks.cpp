@@ -3,6 +3,7 @@
 #include <ATen/MemoryOverlap.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 namespace fused_rmsnorm {
 namespace {
@@ -70,9 +71,73 @@ void check_not_within(const OptTensor& vector, const char* name, const Tensor& w
               ", which is written in place: clone it");
 }
 
+struct Level {
+  int64_t size, stride;
+};
+using Levels = c10::SmallVector<Level, 5>;
+
+// The dimensions of t that have more than one index, the smallest stride first.
+Levels levels_of(const Tensor& t) {
+  Levels levels;
+  for (int64_t d = 0; d < t.dim(); d++) {
+    if (t.size(d) != 1) levels.push_back({t.size(d), t.stride(d)});
+  }
+  std::sort(levels.begin(), levels.end(), [](const Level& a, const Level& b) { return a.stride < b.stride; });
+  return levels;
+}
+
+// Each step of a dimension passes all that the dimensions below it span. So it is in every view that
+// slicing, transposing and selecting make; strides made up by hand may interleave without it.
+bool is_nested(const Levels& levels) {
+  int64_t span = 1;
+  for (const auto& [size, stride] : levels) {
+    if (stride < span) return false;
+    span += (size - 1) * stride;
+  }
+  return true;
+}
+
+// Whether two elements of one tensor with these dimensions lie `distance` >= 0 elements apart.
+bool is_apart_by(int64_t distance, const Level* levels, size_t count) {
+  if (count == 0) return distance == 0;
+  const auto [size, stride] = levels[count - 1];
+  const int64_t steps = distance / stride, rest = distance % stride;
+  // The dimensions below span less than a stride, to either side.
+  return (steps < size && is_apart_by(rest, levels, count - 1)) ||
+         (steps + 1 < size && is_apart_by(stride - rest, levels, count - 1));
+}
+
+// at::assert_no_internal_overlap, which lets everything with gaps pass, and where there are gaps the rest.
+void check_apart(const Tensor& t, const char* name) {
+  at::assert_no_internal_overlap(t);
+  if (t.is_non_overlapping_and_dense() || t.numel() == 0) return;
+  TORCH_CHECK(is_nested(levels_of(t)), name,
+              " must not overlap itself in memory, nor interleave, to be "
+              "written in place, but has strides ",
+              t.strides(), " for shape ", t.sizes(), ": clone it");
+}
+
+// The same for two tensors of one shape and dtype, which check_apart has seen alone.
+void check_apart(const Tensor& x, const Tensor& residual) {
+  at::assert_no_overlap(x, residual);
+  if (!x.numel() || !x.has_storage() || !residual.is_alias_of(x)) return;
+  const auto [begin, end] = extent(x);
+  const auto [other_begin, other_end] = extent(residual);
+  if (!begin || end < other_begin || other_end < begin) return;
+  const Levels levels = levels_of(x), other = levels_of(residual);
+  const bool alike =
+      std::equal(levels.begin(), levels.end(), other.begin(), other.end(),
+                 [](const Level& a, const Level& b) { return a.size == b.size && a.stride == b.stride; });
+  const int64_t distance = std::abs(begin - other_begin) / x.element_size();
+  TORCH_CHECK(alike && !is_apart_by(distance, levels.data(), levels.size()),
+              "input and residual must not share memory, in which both are written: clone one of them");
+}
+
 }  // namespace
 
-void check_norm(const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
+void check_norm(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
+  TORCH_CHECK_VALUE(options.weight_offset == 0 || present(weight),
+                    "weight_offset must be 0 without a weight, but got ", options.weight_offset);
   check_strided(x, "input");
   TORCH_CHECK(x.dim() > 0, "input must have at least one dimension, but got a scalar");
   TORCH_CHECK_TYPE(is_real(x.scalar_type()) || is_complex(x.scalar_type()),
@@ -101,17 +166,17 @@ void check_add_inplace(const Options& options, const Tensor& x, const Tensor& re
 
 void check_no_overlap(const Tensor& x, const Tensor& residual, const OptTensor& weight,
                       const OptTensor& bias) {
-  at::assert_no_internal_overlap(x);
-  at::assert_no_internal_overlap(residual);
-  at::assert_no_overlap(x, residual);
+  check_apart(x, "input");
+  check_apart(residual, "residual");
+  check_apart(x, residual);
   check_not_within(weight, "weight", x, "input");
   check_not_within(weight, "weight", residual, "residual");
   check_not_within(bias, "bias", x, "input");
   check_not_within(bias, "bias", residual, "residual");
 }
 
-void check_fwd(const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
-  check_norm(x, weight, bias);
+void check_fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
+  check_norm(options, x, weight, bias);
   TORCH_CHECK_TYPE(!x.is_complex(), "input must be real here, but got ", x.scalar_type(),
                    ": call rms_norm, which takes complex numbers");
   if (!present(bias)) return;
@@ -120,9 +185,9 @@ void check_fwd(const Tensor& x, const OptTensor& weight, const OptTensor& bias) 
                    weight->scalar_type(), " here, but got ", bias->scalar_type());
 }
 
-void check_bwd(const Tensor& dy, const Tensor& x, const OptTensor& weight, const Tensor& rstd,
-               const OptTensor& grad_sum) {
-  check_fwd(x, weight, {});
+void check_bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight,
+               const Tensor& rstd, const OptTensor& grad_sum) {
+  check_fwd(options, x, weight, {});
   check_like_input(dy, "grad_output", x);
   check_real(dy, "grad_output");
   if (present(grad_sum)) {

@@ -7,11 +7,12 @@
 namespace fused_rmsnorm {
 
 // What every operator accepts: strided input, floating point of 16 to 64 bits or complex, with a last
-// dimension; weight and bias of that length on the same device.
-void check_norm(const Tensor& x, const OptTensor& weight, const OptTensor& bias);
+// dimension; weight and bias of that length on the same device; an offset only of a weight.
+void check_norm(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias);
 void check_residual(const Tensor& x, const Tensor& residual);
-// In place, y takes input's place and sum residual's; the second check needs memory to look at.
-// What is read while they are written, weight and bias, must lie elsewhere.
+// In place, y takes input's place and sum residual's; the second check needs memory to look at. No
+// element of either may lie in another, and what is read while they are written, weight and bias, must
+// lie elsewhere.
 void check_add_inplace(const Options& options, const Tensor& x, const Tensor& residual,
                        const OptTensor& weight);
 void check_no_overlap(const Tensor& x, const Tensor& residual, const OptTensor& weight,
@@ -19,8 +20,8 @@ void check_no_overlap(const Tensor& x, const Tensor& residual, const OptTensor& 
 
 // In addition, what the _fwd and _bwd operators accept: real numbers, weight and bias in one
 // dtype, a bias only with a weight.
-void check_fwd(const Tensor& x, const OptTensor& weight, const OptTensor& bias);
-void check_bwd(const Tensor& dy, const Tensor& x, const OptTensor& weight, const Tensor& rstd,
-               const OptTensor& grad_sum);
+void check_fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias);
+void check_bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight,
+               const Tensor& rstd, const OptTensor& grad_sum);
 
 }  // namespace fused_rmsnorm

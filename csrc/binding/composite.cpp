@@ -3,39 +3,67 @@
 namespace fused_rmsnorm {
 namespace {
 
-// A row, normalised: h = x * r. k is absent when the statistic reads the whole row, which keeps
-// symbolic sizes symbolic; with p the row length has to be a number.
+// What the statistic of a row of n elements reads: all of them, or the first k. A length that is a
+// symbol (torch.compile, export, make_fx) stays one: the first k are then those with j / n < p, by the
+// definition of k, under a mask that the traced program makes for the length that it meets.
+class Head {
+ public:
+  Head(std::optional<double> p, const Tensor& x) {
+    const c10::SymInt n = x.sym_size(-1);
+    if (!p || *p == 1) return;
+    if (const auto known = n.maybe_as_int()) {
+      const int64_t k = stat_columns(p, *known);
+      if (k < *known) k_ = k;
+    } else {
+      mask_ = at::arange(c10::Scalar(n), x.options().dtype(at::kDouble)).div(c10::Scalar(n)).lt(*p);
+      count_ = mask_.sum();
+    }
+  }
+
+  // The part of t, a row for each row, that the statistic reads.
+  Tensor of(const Tensor& t) const {
+    if (mask_.defined()) return masked(t);
+    return k_ ? t.narrow(-1, 0, *k_) : t;
+  }
+  // Sum over the head / k of what `of` gave.
+  Tensor mean(const Tensor& head) const {
+    return mask_.defined() ? head.sum({-1}, true) / count_.to(head.scalar_type()) : head.mean({-1}, true);
+  }
+  // Sum over the whole row / k.
+  Tensor mean_of_all(const Tensor& t) const {
+    return k_ ? t.sum({-1}, true) / static_cast<double>(*k_) : mean(t);
+  }
+  // all - [j < k] * head, of which only the head is read.
+  Tensor subtract(const Tensor& all, const Tensor& head) const {
+    if (mask_.defined()) return all - masked(head);
+    if (!k_) return all - head;
+    return at::cat({all.narrow(-1, 0, *k_) - head, at::slice(all, -1, *k_)}, -1);
+  }
+
+ private:
+  Tensor masked(const Tensor& t) const { return at::where(mask_, t, at::zeros({}, t.options())); }
+
+  std::optional<int64_t> k_;
+  Tensor mask_, count_;
+};
+
+// A row, normalised: h = x * r.
 struct Normalised {
   at::ScalarType acc;
-  std::optional<int64_t> k;
+  Head head;
   Tensor r, h;
 
-  Normalised(const Options& options, const Tensor& x) : acc(acc_type(x.scalar_type())) {
-    if (options.p) {
-      const int64_t n = x.sym_size(-1).guard_int(__FILE__, __LINE__);
-      const int64_t columns = stat_columns(options.p, n);
-      if (columns < n) k = columns;
-    }
+  Normalised(const Options& options, const Tensor& x) : acc(acc_type(x.scalar_type())), head(options.p, x) {
     const Tensor a = x.to(acc);
-    const Tensor head = first(a);
-    r = at::rsqrt((head * head).mean({-1}, true) + resolve_eps(options, x.scalar_type()));
+    const Tensor read = head.of(a);
+    r = at::rsqrt(head.mean(read * read) + resolve_eps(options, x.scalar_type()));
     h = a * r;
   }
 
-  Tensor first(const Tensor& t) const { return k ? t.narrow(-1, 0, *k) : t; }
-  // sum over all columns / k
-  Tensor row_dot(const Tensor& u, const Tensor& v) const {
-    return k ? (u * v).sum({-1}, true) / static_cast<double>(*k) : (u * v).mean({-1}, true);
-  }
-  // sum over the first k columns / k
-  Tensor head_dot(const Tensor& u, const Tensor& v) const { return (first(u) * first(v)).mean({-1}, true); }
-  // all - [j < k] * head; head spans the first k columns
-  Tensor minus_head(const Tensor& all, const Tensor& head) const {
-    if (!k) return all - head;
-    return at::cat({all.narrow(-1, 0, *k) - head, at::slice(all, -1, *k)}, -1);
-  }
+  Tensor row_dot(const Tensor& u, const Tensor& v) const { return head.mean_of_all(u * v); }
+  Tensor head_dot(const Tensor& u, const Tensor& v) const { return head.mean(head.of(u) * head.of(v)); }
   // Transposed Jacobian of h(x) applied to u: r * (u - [j < k] * h * sum(u * h) / k).
-  Tensor vjp(const Tensor& u) const { return r * minus_head(u, first(h) * row_dot(u, h)); }
+  Tensor vjp(const Tensor& u) const { return r * head.subtract(u, head.of(h) * row_dot(u, h)); }
   // Jacobian of h(x) applied to t: r * (t - h * sum(t * h over j < k) / k).
   Tensor jvp(const Tensor& t) const { return r * (t - h * head_dot(t, h)); }
 };
@@ -109,8 +137,8 @@ Three composite_bwd_bwd(const Options& options, const Tensor& ddx, const Tensor&
     const Tensor du = r * (q - h * Q);
     add(grad_dy, times(du, m));
     if (m.defined()) add(grad_w, sum_rows(g * du));
-    const Tensor head = row.first(h) * (3 * c * Q - P) - row.first(q) * c;
-    add(grad_x, -r * r * row.minus_head(u * Q, head));
+    const Tensor head = row.head.of(h) * (3 * c * Q - P) - row.head.of(q) * c;
+    add(grad_x, -r * r * row.head.subtract(u * Q, head));
   }
   if (ddw.defined()) {
     const Tensor q = ddw.to(row.acc);

@@ -7,20 +7,20 @@ namespace fused_rmsnorm {
 namespace {
 
 Two fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
-  check_fwd(x, weight, bias);
+  check_fwd(options, x, weight, bias);
   return composite_fwd(options, x.contiguous(), weight, bias);
 }
 
 Three add_fwd(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
               const OptTensor& bias) {
-  check_fwd(x, weight, bias);
+  check_fwd(options, x, weight, bias);
   check_residual(x, residual);
   return add_by_parts(options, x, residual, weight, bias);
 }
 
 void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight,
                  const OptTensor& bias) {
-  check_fwd(x, weight, bias);
+  check_fwd(options, x, weight, bias);
   check_add_inplace(options, x, residual, weight);
   check_no_overlap(x, residual, weight, bias);
   residual.add_(x);
@@ -29,7 +29,7 @@ void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptT
 
 Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight,
           const Tensor& rstd, const OptTensor& grad_sum, Mask3 mask) {
-  check_bwd(dy, x, weight, rstd, grad_sum);
+  check_bwd(options, dy, x, weight, rstd, grad_sum);
   return composite_bwd(options, dy.contiguous(), x.contiguous(), weight, grad_sum, mask);
 }
 

@@ -11,7 +11,7 @@ Tensor empty_as(const Tensor& x, at::ScalarType type) {
 }
 
 Two fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
-  check_fwd(x, weight, bias);
+  check_fwd(options, x, weight, bias);
   c10::SymDimVector stat_sizes(x.sym_sizes());
   stat_sizes.back() = 1;
   return {empty_as(x, output_type(options, x.scalar_type(), weight)),
@@ -27,13 +27,13 @@ Three add_fwd(const Options& options, const Tensor& x, const Tensor& residual, c
 
 void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight,
                  const OptTensor& bias) {
-  check_fwd(x, weight, bias);
+  check_fwd(options, x, weight, bias);
   check_add_inplace(options, x, residual, weight);
 }
 
-Three bwd(const Options&, const Tensor& dy, const Tensor& x, const OptTensor& weight, const Tensor& rstd,
-          const OptTensor& grad_sum, Mask3 mask) {
-  check_bwd(dy, x, weight, rstd, grad_sum);
+Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight,
+          const Tensor& rstd, const OptTensor& grad_sum, Mask3 mask) {
+  check_bwd(options, dy, x, weight, rstd, grad_sum);
   const auto as_weight = [&](bool wanted) {
     return wanted && present(weight) ? empty_as(*weight, weight->scalar_type()) : Tensor();
   };

@@ -28,17 +28,14 @@ struct Operator<Result(Args...)> {
 };
 
 // Weight and bias in one dtype, and no bias without a weight: what the kernels take. Both
-// conversions are differentiable, and no-ops for every module. A weight of ones that stands in for
-// none has no offset, as that would not come to exactly 1 in every dtype.
+// conversions are differentiable, and no-ops for every module.
 struct Affine {
-  Options options;
   OptTensor weight, bias;
 
-  Affine(const Options& o, const OptTensor& w, const OptTensor& b) : options(o), weight(w), bias(b) {
+  Affine(const OptTensor& w, const OptTensor& b) : weight(w), bias(b) {
     if (!present(b)) return;
     if (!present(w)) {
       weight = at::ones_like(*b);
-      options.weight_offset = 0;
       return;
     }
     const auto type = c10::promoteTypes(w->scalar_type(), b->scalar_type());
@@ -65,37 +62,37 @@ Two add_rms_norm_op(const Options& options, const Tensor& x, const Tensor& resid
 
 Tensor rms_norm_composite(const Tensor& x, const OptTensor& weight, const OptTensor& bias,
                           const Options& options) {
-  check_norm(x, weight, bias);
+  check_norm(options, x, weight, bias);
   return std::get<0>(composite_fwd(options, x, weight, bias));
 }
 
 Tensor rms_norm(const Tensor& x, const OptTensor& weight, const OptTensor& bias, const Options& options) {
-  check_norm(x, weight, bias);
+  check_norm(options, x, weight, bias);
   if (x.is_complex()) {
     return std::get<0>(composite_fwd(options, x, weight, bias));
   }
-  const Affine affine(options, weight, bias);
+  const Affine affine(weight, bias);
   // A bias wider than the weight widens the arithmetic, not the result.
-  return std::get<0>(call_fwd(affine.options, x, affine.weight, affine.bias))
+  return std::get<0>(call_fwd(options, x, affine.weight, affine.bias))
       .to(output_type(options, x.scalar_type(), weight));
 }
 
 Two add_rms_norm(const Tensor& x, const Tensor& residual, const OptTensor& weight, const OptTensor& bias,
                  const Options& options) {
-  check_norm(x, weight, bias);
+  check_norm(options, x, weight, bias);
   check_residual(x, residual);
   if (x.is_complex()) {
     const Tensor sum = x + residual;
     return {std::get<0>(composite_fwd(options, sum, weight, bias)), sum};
   }
-  const Affine affine(options, weight, bias);
-  const auto [y, sum, rstd] = call_add_fwd(affine.options, x, residual, affine.weight, affine.bias);
+  const Affine affine(weight, bias);
+  const auto [y, sum, rstd] = call_add_fwd(options, x, residual, affine.weight, affine.bias);
   return {y.to(output_type(options, x.scalar_type(), weight)), sum};
 }
 
 void add_rms_norm_(Tensor& x, Tensor& residual, const OptTensor& weight, const OptTensor& bias,
                    const Options& options) {
-  check_norm(x, weight, bias);
+  check_norm(options, x, weight, bias);
   check_residual(x, residual);
   call_add_inplace(options, x, residual, weight, bias);
 }

@@ -2,7 +2,7 @@
 
 #include <c10/core/ScalarType.h>
 
-#include <charconv>
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -21,32 +21,14 @@ Options parse_options(std::optional<double> eps, std::optional<double> p, double
 }
 
 int64_t stat_columns(std::optional<double> p, int64_t n) {
-  if (!p) return n;
-  // Shortest decimal that reads back as p: up to 17 digits and an exponent, p = digits * 10^exponent.
-  char text[32];
-  const auto [end, error] = std::to_chars(text, text + sizeof text, *p, std::chars_format::scientific);
-  TORCH_INTERNAL_ASSERT(error == std::errc());
-  __int128 digits = 0;
-  int exponent = 0;
-  bool fraction = false;
-  for (const char* c = text; c != end; c++) {
-    if (*c == '.') {
-      fraction = true;
-    } else if (*c == 'e') {
-      int e = 0;
-      std::from_chars(c + (c[1] == '+' ? 2 : 1), end, e);
-      exponent += e;
-      break;
-    } else {
-      digits = digits * 10 + (*c - '0');
-      exponent -= fraction;
-    }
-  }
-  // p <= 1, so exponent <= 0. digits * n < 10^17 * 2^63 < 10^36: below that p * n < 1.
-  if (exponent < -36) return n > 0 ? 1 : 0;
-  __int128 scale = 1;
-  for (; exponent < 0; exponent++) scale *= 10;
-  return static_cast<int64_t>((digits * n + scale - 1) / scale);
+  if (!p || *p == 1 || n == 0) return n;
+  const double length = static_cast<double>(n);
+  const auto reaches = [&](int64_t k) { return static_cast<double>(k) / length >= *p; };
+  // The product is off by roundings: a step to either side, or none.
+  int64_t k = std::clamp(static_cast<int64_t>(*p * length), int64_t{1}, n);
+  while (k > 1 && reaches(k - 1)) k--;
+  while (k < n && !reaches(k)) k++;
+  return k;
 }
 
 at::ScalarType acc_type(at::ScalarType x) { return x == at::kHalf || x == at::kBFloat16 ? at::kFloat : x; }

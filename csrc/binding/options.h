@@ -8,8 +8,8 @@ namespace fused_rmsnorm {
 C10_EXPORT Options parse_options(std::optional<double> eps, std::optional<double> p, double weight_offset,
                                  c10::string_view casting_mode);
 
-// k = ceil(p * n) with p read as the decimal number that it prints as: 0.07 of 100 is 7, although
-// the binary product is a little above. Without p, n.
+// The smallest k with double(k) / double(n) >= p: 0.07 of 100 is 7, although the binary product is a
+// little above, and 5.0 / 7 of 7 is 5: what a person means, by a decimal and by a ratio. Without p, n.
 int64_t stat_columns(std::optional<double> p, int64_t n);
 
 // fp32 for the half types, else the type itself.

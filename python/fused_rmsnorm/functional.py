@@ -2,7 +2,7 @@
 
 With ``x`` a row of N numbers, ``w`` the weight and ``b`` the bias::
 
-    r = 1 / sqrt(mean(x[j]**2 for j < k) + eps)      k = N, or ceil(p * N) with p
+    r = 1 / sqrt(mean(x[j]**2 for j < k) + eps)      k = N; with p the smallest k with k / N >= p
     y = x * r * (weight_offset + w) + b
 
 RMSNorm is Zhang and Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019, equation 4;
@@ -141,9 +141,12 @@ def rms_norm(
         eps: added to the mean square, inside the root. None: the epsilon of the arithmetic type,
             fp32 for the half types, as torch.nn.RMSNorm.
         bias: shape ``normalized_shape``.
-        p: fraction in (0, 1] of the leading elements that the mean square is taken over.
-        weight_offset: 1.0 for the Gemma family, whose weight starts at 0. Like ``eps`` and ``p``
-            a number: bool is refused, a 0-dim tensor taken if it does not require grad.
+        p: fraction in (0, 1] of the leading elements that the mean square is taken over: k is the
+            smallest integer with ``k / N >= p`` in fp64. So p = 0.07 of 100 reads 7, and
+            ``p=k / N`` reads k.
+        weight_offset: 1.0 for the Gemma family, whose weight starts at 0. Needs a weight. Like
+            ``eps`` and ``p`` a number: bool is refused, a 0-dim tensor taken if it does not
+            require grad.
         casting_mode: ``"torch"`` or ``"llama"``, see above.
 
     Returns:
@@ -151,7 +154,8 @@ def rms_norm(
         contiguous.
 
     Raises:
-        ValueError: ``p``, ``eps`` or ``casting_mode`` outside what is accepted.
+        ValueError: ``p``, ``eps`` or ``casting_mode`` outside what is accepted, or a
+            ``weight_offset`` without a weight.
         RuntimeError: shapes or devices do not match.
         TypeError: a dtype, a layout or the type of an argument is not accepted.
     """
@@ -297,7 +301,7 @@ def add_rms_norm_(
     """:func:`add_rms_norm` in place: ``y`` is written into ``input`` and the sum into ``residual``.
 
     For inference: it has no derivative and raises RuntimeError where one would be recorded, and
-    where input, residual, weight or bias share memory.
+    where input, residual, weight or bias share memory, rows that overlap included.
 
     Returns:
         ``(input, residual)``.

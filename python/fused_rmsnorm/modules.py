@@ -30,7 +30,8 @@ class RMSNorm(nn.RMSNorm):
         bias: whether there is a bias, too; needs ``elementwise_affine``.
         p: pRMSNorm: fraction in (0, 1] of the leading elements that the mean square is taken over.
         weight_offset: the scale is ``weight_offset + weight`` and the weight starts at
-            ``1 - weight_offset``: 1.0 for checkpoints of the Gemma family.
+            ``1 - weight_offset``: 1.0 for checkpoints of the Gemma family. Needs
+            ``elementwise_affine``.
         casting_mode: ``"torch"``: all in fp32, one rounding at the end, output in the input's
             dtype. ``"llama"``: rounded to the input's dtype before the weight is multiplied, bit
             for bit what the Llama family of transformers does.
@@ -72,6 +73,8 @@ class RMSNorm(nn.RMSNorm):
             raise ValueError(f'compile_mode must be "opaque" or "fuse", but got {compile_mode!r}')
         if bias and not elementwise_affine:
             raise ValueError("bias=True needs elementwise_affine=True")
+        if weight_offset != 0 and not elementwise_affine:
+            raise ValueError(f"weight_offset={weight_offset} needs elementwise_affine=True")
         self.p = p
         self.weight_offset = weight_offset  # read by reset_parameters, which the base class calls
         self.casting_mode: CastingMode = casting_mode
@@ -127,10 +130,11 @@ class RMSNorm(nn.RMSNorm):
 
 
 class PRMSNorm(RMSNorm):
-    """pRMSNorm: RMSNorm whose mean square is estimated from the first ``ceil(p * N)`` inputs.
+    """pRMSNorm: RMSNorm whose mean square is estimated from the first k inputs.
 
-    Section 4 of the paper, which uses p = 6.25 %. The paper's remark holds: with few elements the
-    estimate is noisy and gradients grow. Arguments as :class:`RMSNorm`, with ``p`` second.
+    k is the smallest integer with ``k / N >= p``. Section 4 of the paper, which uses p = 6.25 %.
+    The paper's remark holds: with few elements the estimate is noisy and gradients grow. Arguments
+    as :class:`RMSNorm`, with ``p`` second.
     """
 
     def __init__(

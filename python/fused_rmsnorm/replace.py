@@ -125,11 +125,10 @@ def _replace(
 
 def _adopt(new: RMSNorm, old: nn.Module) -> RMSNorm:
     """Gives ``new`` the parameters and the mode of ``old``."""
-    for name in ("weight", "bias"):
-        parameter = getattr(old, name, None)
+    parameters = {name: getattr(old, name, None) for name in ("weight", "bias")}
+    for name, parameter in parameters.items():
         new.register_parameter(name, parameter)
-        if parameter is not None:
-            new.elementwise_affine = True
+    new.elementwise_affine = any(parameter is not None for parameter in parameters.values())
     return new.train(old.training)
 
 
@@ -157,7 +156,7 @@ def _fused_like(norm: nn.Module) -> RMSNorm | None:
         ),
     ):
         settings: dict[str, Any] = {"weight_offset": offset, "casting_mode": mode}
-        new = _adopt(kind(list(shape), eps, elementwise_affine=False, **settings), norm)
+        new = _adopt(kind(list(shape), eps, device="meta", **settings), norm)
         if _same_numbers(new, norm, shape):
             return new
     return None

@@ -1,6 +1,6 @@
 // fused_rmsnorm for C++, over LibTorch. Link the CMake target fused_rmsnorm::fused_rmsnorm.
 //
-//   r = 1 / sqrt(mean(x[j]^2 for j < k) + eps)      k = N, or ceil(p * N) with p
+//   r = 1 / sqrt(mean(x[j]^2 for j < k) + eps)      k = N; with p the smallest k with k / N >= p
 //   y = x * r * (weight_offset + weight) + bias
 //
 // over the last dimension of N elements. Both functions are differentiable (to any order, forward
@@ -16,7 +16,7 @@ namespace fused_rmsnorm {
 struct Options {
   std::optional<double> eps;  // nullopt: epsilon of the arithmetic type, as torch.nn.RMSNorm
   std::optional<double> p;    // pRMSNorm: fraction in (0, 1]; nullopt: the statistic reads the whole row
-  double weight_offset = 0;   // 1 for the Gemma family
+  double weight_offset = 0;   // 1 for the Gemma family; needs a weight
   bool llama = false;         // round x * r to x's dtype before the weight is multiplied
 };
 
