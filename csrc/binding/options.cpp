@@ -10,7 +10,6 @@ namespace fused_rmsnorm {
 
 Options parse_options(std::optional<double> eps, std::optional<double> p, double weight_offset,
                       c10::string_view casting_mode) {
-  TORCH_CHECK_VALUE(!eps || *eps >= 0, "eps must be None or a number >= 0, but got ", *eps);
   TORCH_CHECK_VALUE(!p || (*p > 0 && *p <= 1), "p must be None or a number in (0, 1], but got ", *p,
                     " (a fraction, not a percentage)");
   TORCH_CHECK_VALUE(std::isfinite(weight_offset), "weight_offset must be finite, but got ", weight_offset);

@@ -4,7 +4,8 @@
 
 namespace fused_rmsnorm {
 
-// Raises ValueError for eps, p or casting_mode outside what is accepted.
+// Raises ValueError for p, weight_offset or casting_mode outside what is accepted. eps is any number, as
+// in F.rms_norm: rows whose mean square is below -eps become NaN.
 C10_EXPORT Options parse_options(std::optional<double> eps, std::optional<double> p, double weight_offset,
                                  c10::string_view casting_mode);
 

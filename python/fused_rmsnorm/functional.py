@@ -139,7 +139,8 @@ def rms_norm(
         weight: shape ``normalized_shape``, any of float16, bfloat16, float32 and float64 (fp32 with
             bf16 input is fused, too); complex if ``input`` is.
         eps: added to the mean square, inside the root. None: the epsilon of the arithmetic type,
-            fp32 for the half types, as torch.nn.RMSNorm.
+            fp32 for the half types, as torch.nn.RMSNorm. Any number: rows whose mean square is
+            below ``-eps`` become NaN.
         bias: shape ``normalized_shape``.
         p: fraction in (0, 1] of the leading elements that the mean square is taken over: k is the
             smallest integer with ``k / N >= p`` in fp64. So p = 0.07 of 100 reads 7, and
@@ -154,7 +155,7 @@ def rms_norm(
         contiguous.
 
     Raises:
-        ValueError: ``p``, ``eps`` or ``casting_mode`` outside what is accepted, or a
+        ValueError: ``p``, ``weight_offset`` or ``casting_mode`` outside what is accepted, or a
             ``weight_offset`` without a weight.
         RuntimeError: shapes or devices do not match.
         TypeError: a dtype, a layout or the type of an argument is not accepted.

@@ -25,6 +25,7 @@ class RMSNorm(nn.RMSNorm):
     Args:
         normalized_shape: the last dimensions of the input, normalised together.
         eps: inside the root; None: epsilon of the arithmetic type (fp32 for bf16 and fp16 input).
+            Any number, as torch.nn.RMSNorm: rows whose mean square is below ``-eps`` become NaN.
         elementwise_affine: whether there is a weight.
         device, dtype: of the parameters. An fp32 weight under bf16 input stays fused.
         bias: whether there is a bias, too; needs ``elementwise_affine``.
@@ -65,8 +66,6 @@ class RMSNorm(nn.RMSNorm):
         shape = checked_shape(normalized_shape)
         if p is not None and not 0 < p <= 1:
             raise ValueError(f"p must be None or a number in (0, 1], but got {p}")
-        if eps is not None and not eps >= 0:
-            raise ValueError(f"eps must be None or a number >= 0, but got {eps}")
         if casting_mode not in ("torch", "llama"):
             raise ValueError(f'casting_mode must be "torch" or "llama", but got {casting_mode!r}')
         if compile_mode not in ("opaque", "fuse"):
