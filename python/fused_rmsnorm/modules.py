@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from . import functional
 from ._eager import number
+from .encoder_layers import call_in_encoder_layers
 from .functional import CastingMode, checked_shape
+from .nested import of_each_sequence
 
 __all__ = ["AddRMSNorm", "CompileMode", "PRMSNorm", "RMSNorm"]
 
@@ -40,7 +42,8 @@ class RMSNorm(nn.RMSNorm):
             eager mode; ``"fuse"`` hands Inductor plain operations that it can fuse with their
             neighbours. No difference in eager mode.
 
-    Shape: input ``[*, *normalized_shape]``, output the same.
+    Shape: input ``[*, *normalized_shape]``, output the same. Also a nested tensor, of either
+    layout, whose last dimensions are ``normalized_shape``.
     """
 
     bias: nn.Parameter | None
@@ -93,6 +96,8 @@ class RMSNorm(nn.RMSNorm):
             nn.init.zeros_(bias)
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Tensor) and input.is_nested:
+            return of_each_sequence(self.forward, input)
         fuse = self.compile_mode == "fuse" and torch.compiler.is_compiling()
         norm = functional.composite_rms_norm if fuse else functional.rms_norm
         return norm(
@@ -126,6 +131,9 @@ class RMSNorm(nn.RMSNorm):
         if self.compile_mode != "opaque":
             text += f", compile_mode={self.compile_mode!r}"
         return text
+
+
+call_in_encoder_layers(RMSNorm)
 
 
 class PRMSNorm(RMSNorm):
