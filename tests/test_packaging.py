@@ -41,8 +41,8 @@ def test_source_distribution(tmp_path: Path) -> None:
         names = {n.split("/", 1)[1] for n in tar.getnames() if "/" in n}
     assert archive.name == f"fused_rmsnorm-{fused_rmsnorm.__version__}.tar.gz"
     package = {
-        f"python/fused_rmsnorm/{p.name}"
-        for p in (ROOT / "python" / "fused_rmsnorm").iterdir()
+        str(p.relative_to(ROOT))
+        for p in (ROOT / "python" / "fused_rmsnorm").rglob("*")
         if p.suffix in (".py", ".pyi", ".typed") or p.name == "VERSION"
     }
     wanted = tracked("csrc", "cmake") | package

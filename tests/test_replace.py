@@ -180,17 +180,26 @@ def test_layer_norm_wrong_p() -> None:
 
 
 FAMILIES = {
+    "aimv2": "Aimv2RMSNorm",
     "deepseek_v3": "DeepseekV3RMSNorm",
+    "flex_olmo": "FlexOlmoRMSNorm",
     "gemma": "GemmaRMSNorm",
     "gemma3": "Gemma3RMSNorm",
     "gpt_oss": "GptOssRMSNorm",
+    "granite": "GraniteRMSNorm",
+    "idefics": "IdeficsRMSNorm",
     "llama": "LlamaRMSNorm",
     "llama4": "Llama4TextRMSNorm",
+    "longt5": "LongT5LayerNorm",
     "mamba2": "Mamba2RMSNorm",
     "mistral": "MistralRMSNorm",
+    "mt5": "MT5LayerNorm",
     "olmo2": "Olmo2RMSNorm",
+    "olmoe": "OlmoeRMSNorm",
     "phi3": "Phi3RMSNorm",
+    "qwen2": "Qwen2RMSNorm",
     "qwen3": "Qwen3RMSNorm",
+    "qwen3_5": "Qwen3_5RMSNorm",
     "t5": "T5LayerNorm",
 }
 
@@ -208,15 +217,54 @@ def test_transformers(family: str) -> None:
     assert (new(x) != want).float().mean() < 0.002
 
 
-def test_transformers_model() -> None:
+SMALL = {
+    "vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0,
+}  # fmt: skip
+WHOLE = {
+    "Llama": (2 * 2 + 1, {}),
+    "Gemma": (2 * 2 + 1, {}),
+    "Gemma3": (2 * 6 + 1, {}),
+    "Olmo2": (2 * 4 + 1, {}),
+    "Qwen3": (2 * 4 + 1, {}),  # two of the stream, one each for q and k, and the last
+    "Mamba2": (2 + 1, {f"backbone.layers.{i}.mixer.norm": "gate" for i in range(2)}),
+    "T5": (2 * (2 + 3) + 2, {}),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("family", WHOLE)
+def test_transformers_model(family: str, training: bool) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    config = transformers.Qwen3Config(
-        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-    )  # fmt: skip
-    model = transformers.Qwen3ForCausalLM(config).eval()
+    count, left = WHOLE[family]
+    if family == "Gemma3":
+        config, kind = transformers.Gemma3TextConfig(**SMALL), "Gemma3ForCausalLM"
+    elif family == "Mamba2":
+        config = transformers.Mamba2Config(
+            vocab_size=50, hidden_size=32, num_hidden_layers=2, num_heads=8, head_dim=8,
+            state_size=8, n_groups=1, chunk_size=4,
+        )  # fmt: skip
+        kind = "Mamba2ForCausalLM"
+    elif family == "T5":
+        config = transformers.T5Config(
+            vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, dropout_rate=0.0
+        )
+        kind = "T5ForConditionalGeneration"
+    else:
+        config, kind = getattr(transformers, f"{family}Config")(**SMALL), f"{family}ForCausalLM"
+    model = getattr(transformers, kind)(config).train(training)
     tokens = torch.arange(12).view(2, 6)
-    want = model(tokens).logits
-    swapped = replace_rms_norm_(model)
-    assert len(swapped) == 2 * 4 + 1  # two of the stream, one each for q and k, and the last
-    torch.testing.assert_close(model(tokens).logits, want)
+    inputs = {"input_ids": tokens, **({"decoder_input_ids": tokens} if family == "T5" else {})}
+
+    def run() -> list[torch.Tensor]:
+        logits = model(**inputs).logits
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        return [logits, *torch.autograd.grad(logits.square().mean(), parameters)]
+
+    want = run()
+    report = replace_rms_norm_(model)
+    assert len(report) == count, report
+    assert report.left.keys() == left.keys()
+    assert all(left[name] in why for name, why in report.left.items())
+    for got, one in zip(run(), want, strict=True):
+        torch.testing.assert_close(got, one, rtol=1e-3, atol=1e-5)
