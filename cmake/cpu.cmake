@@ -16,4 +16,6 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
     COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-Wno-uninitialized")
   set_source_files_properties(${CPU_FOLDER}/kernels_avx512.cpp PROPERTIES
     COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mfma;-mf16c;-Wno-uninitialized")
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64|ARM64")
+  list(APPEND CPU_SOURCES ${CPU_FOLDER}/kernels_neon.cpp)
 endif()

@@ -1,27 +1,32 @@
 """The CPU kernels of every instruction set here, driven from C++ (tests/cpp/kernels): plain, under
-AddressSanitizer and UBSan, and under ThreadSanitizer."""
+AddressSanitizer and UBSan, and under ThreadSanitizer; and those for NEON, compiled for aarch64 and
+run by an emulator."""
 
-import os
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
+from kernel_builds import build, run
 
-DRIVER = Path(__file__).parent / "cpp" / "kernels"
-BUILDS = {"plain": "", "address": "address,undefined", "thread": "thread"}
-
-
-def run(*command: object) -> str:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
-    return done.stdout
+SANITIZERS = {"plain": "", "address": "address,undefined", "thread": "thread"}
+COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+SYSROOT = "/usr/aarch64-linux-gnu"
 
 
-@pytest.mark.parametrize("build", BUILDS)
-def test_kernels(build: str) -> None:
-    folder = DRIVER.parents[2] / "build" / f"cpu-kernels-{build}"
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    run("cmake", "-S", DRIVER, "-B", folder, *generator, f"-DSANITIZE={BUILDS[build]}")
-    run("cmake", "--build", folder, "--parallel", os.cpu_count() or 1)
+@pytest.mark.parametrize("kind", SANITIZERS)
+def test_kernels(kind: str) -> None:
+    folder = build(kind, f"-DSANITIZE={SANITIZERS[kind]}", target="cpu_kernels")
     assert run(folder / "cpu_kernels") == "failures: 0\n"
+
+
+@pytest.mark.skipif(not shutil.which(COMPILER), reason=f"{COMPILER} is not installed")
+@pytest.mark.skipif(not shutil.which(EMULATOR), reason=f"{EMULATOR} (qemu-user) is not installed")
+def test_neon() -> None:
+    folder = build(
+        "neon",
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        f"-DCMAKE_CXX_COMPILER={COMPILER}",
+        target="cpu_kernels",
+    )
+    out = run(EMULATOR, "-L", SYSROOT, folder / "cpu_kernels", "NEON")
+    assert out == "failures: 0\n"

@@ -12,23 +12,40 @@
 #include <cstdint>
 
 #include "../norm.h"
+#include "choose.h"
 #include "kernels.h"
 #include "sweep.h"
 
 namespace fused_rmsnorm::cpu {
 namespace {
 
-template <class X, class W, class D, bool kLlama>
+// What is asked of every element of a call, settled before the loops.
+struct BackwardOptions {
+  // dx of all columns (k = n) is wanted, under a weight without an offset; db is not. Else the steps
+  // look for each of these, and for dw and dsum.
+  bool plain;
+  bool dw, dsum;  // only where plain
+};
+
+template <class Types, BackwardOptions kOptions>
 class BackwardKernel {
  public:
-  using T = Compute<X>;
+  using X = typename Types::X;
+  using W = typename Types::W;
+  using D = typename Types::Y;  // dy has y's dtype
+  using T = typename Types::T;
   using Out = X;
   using Second = X;
-  static constexpr bool kTwoOutputs = false;
+  static constexpr bool kPlain = kOptions.plain, kTwoOutputs = false;
+  // Beside a loop over rows, the pointers of a step do not fit into the registers.
+  static constexpr bool kInline = false;
+  // A weight that has to be widened is read and widened once for both halves. Of fp32, which needs no
+  // instruction to be read, that would be two more.
+  static constexpr bool kSharesLoads = sizeof(W) < sizeof(T);
+  static constexpr Nans kNans = kPlain ? Types::kNans : Nans::any;
 
-  BackwardKernel(const Backward& b, int64_t first_row, T* dw, T* db)
+  BackwardKernel(const Backward& b, T* dw, T* db)
       : b_(b),
-        first_row_(first_row),
         dw_(dw),
         db_(db),
         x_distance_(prefetch_distance(b.x, b.n, sizeof(X), kPrefetchBytes)),
@@ -37,51 +54,53 @@ class BackwardKernel {
   int64_t stat_columns() const { return b_.n; }
   int64_t columns() const { return b_.n; }
   int block() const { return block_rows(b_.n, sizeof(X)); }
-  bool writes() const { return b_.dx != nullptr; }
+  bool writes() const { return kPlain || b_.dx; }
 
   struct Weight {
     const W* data;
     Vec<T> offset;
     bool has_offset;
 
+    explicit operator bool() const { return kPlain || data; }
     template <class Lanes>
     [[gnu::always_inline]] Pack<T> operator()(int64_t i, Lanes lanes) const {
       Pack<T> w = load<X>(data + i, lanes);
-      if (has_offset) w = w + Pack<T>{offset, offset};
+      if (!kPlain && has_offset) w = w + Pack<T>{offset, offset};
       return w;
     }
   };
 
   struct Stat {
-    const D* dy;
-    const X* x;
+    const D *dy, *dy_ahead;  // ahead: what to prefetch
+    const X *x, *x_ahead;
     Weight weight;
     Vec<T> r;
     T *dw, *db;
-    bool dot, fresh;  // fresh: the first row of a chunk, whose partials hold nothing yet
-    int64_t x_distance, dy_distance;
+    bool dot;
+
+    bool wants_dot() const { return kPlain || dot; }
+    bool wants_dw() const { return kPlain ? kOptions.dw : dw != nullptr; }
+    bool wants_db() const { return !kPlain && db; }
 
     template <class Lanes>
     [[gnu::always_inline]] void step(Pack<T>& sum, int64_t i, Lanes lanes) const {
       const Pack<T> g = load<X>(dy + i, lanes);
-      if (dot || dw) {
+      if (wants_dot() || wants_dw()) {
         const Pack<T> v = load<X>(x + i, lanes);
         const Pack<T> product = g * v;
-        if (dot) sum = weight.data ? fma(product, weight(i, lanes), sum) : sum + product;
-        if (dw) {
-          const Pack<T> before = fresh ? Pack<T>{} : PlainFormat<T>::load(dw + i);
-          const Pack<T> after = kLlama ? fma(g, round_to<X>(v * r), before) : fma(product, r, before);
-          PlainFormat<T>::store(dw + i, after);
+        if (wants_dot()) sum = weight ? fma(product, weight(i, lanes), sum) : sum + product;
+        if (wants_dw()) {
+          const Pack<T> before = PlainFormat<T>::load(dw + i);
+          PlainFormat<T>::store(dw + i,
+                                Types::kLlama ? fma(g, round_to<X>(v * r), before) : fma(product, r, before));
         }
       }
-      if (db) PlainFormat<T>::store(db + i, fresh ? g : PlainFormat<T>::load(db + i) + g);
+      if (wants_db()) PlainFormat<T>::store(db + i, PlainFormat<T>::load(db + i) + g);
     }
-    [[gnu::always_inline]] void prefetch(int64_t i, int count) const {
-      for (int j = 0; j < count; j += kLine / static_cast<int>(sizeof(X)))
-        cpu::prefetch<1>(x + i + j + x_distance);
-      for (int j = 0; j < count; j += kLine / static_cast<int>(sizeof(D))) {
-        cpu::prefetch<1>(dy + i + j + dy_distance);
-      }
+    template <int count>
+    [[gnu::always_inline]] void prefetch(int64_t i) const {
+      fetch<1, count>(x_ahead + i);
+      fetch<1, count>(dy_ahead + i);
     }
   };
 
@@ -95,23 +114,33 @@ class BackwardKernel {
 
     X* out() const { return dx; }
     X* second() const { return nullptr; }
+    bool has_dsum() const { return kPlain ? kOptions.dsum : dsum != nullptr; }
+    void skip(int64_t columns) {
+      dy += columns, x += columns, dx += columns, k -= columns;
+      if (weight) weight.data += columns;
+      if (has_dsum()) dsum += columns;
+    }
 
-    template <class Lanes, class Dest>
-    [[gnu::always_inline]] void step(int64_t i, Lanes lanes, Dest dest, X* to, X*) const {
+    template <class Lanes>
+    [[gnu::always_inline]] Pack<T> value(int64_t i, Lanes lanes) const {
       Pack<T> g = load<X>(dy + i, lanes);
-      if (weight.data) g = g * weight(i, lanes);
-      if (i < k) {
+      if (weight) g = g * weight(i, lanes);
+      if (kPlain || i < k) {
         const Pack<T> t = fma(load<X>(x + i, lanes), minus_c, g);
-        g = i + Pack<T>::width <= k ? t : choose_first<X>(k - i, t, g);
+        g = kPlain || i + Pack<T>::width <= k ? t : choose_first<X>(k - i, t, g);
       }
-      g = dsum ? fma(g, r, load<X>(dsum + i, lanes)) : g * r;
-      store<X>(to, g, dest);
+      return has_dsum() ? fma(g, r, load<X>(dsum + i, lanes)) : g * r;
+    }
+    template <class Dest>
+    [[gnu::always_inline]] void store(Pack<T> v, Dest dest, X* to, X*) const {
+      cpu::store<X, kNans>(to, v, dest);
     }
   };
 
   Stat stat_of(int64_t m) const {
-    return {row_at<D>(b_.dy, m), row_at<X>(b_.x, m), weight(),    splat(rstd(m)), dw_, db_, writes(),
-            m == first_row_,     x_distance_,        dy_distance_};
+    const D* const dy = row_at<D>(b_.dy, m);
+    const X* const x = row_at<X>(b_.x, m);
+    return {dy, dy + dy_distance_, x, x + x_distance_, weight(), splat(rstd(m)), dw_, db_, writes()};
   }
   Row row_of(int64_t m, int slot) const {
     return {row_at<D>(b_.dy, m),
@@ -132,25 +161,73 @@ class BackwardKernel {
   }
 
  private:
-  T rstd(int64_t m) const { return static_cast<const T*>(b_.rstd)[m]; }
+  T rstd(int64_t m) const { return upper_nan(static_cast<const T*>(b_.rstd)[m]); }
   Weight weight() const {
     return {static_cast<const W*>(b_.weight), splat(static_cast<T>(b_.weight_offset)), b_.weight_offset != 0};
   }
 
   const Backward& b_;
-  const int64_t first_row_;
   T *const dw_, *const db_;
   const int64_t x_distance_, dy_distance_;
   T c_[kMaxBlock] = {};
 };
 
-// Partial sums of one column, in chunk order.
-template <class X>
-[[gnu::always_inline]] inline Pack<Compute<X>> add_partials(const Compute<X>* first, const Chunks& chunks) {
-  Pack<Compute<X>> sum = PlainFormat<Compute<X>>::load(first);
-  for (int64_t c = 1; c < chunks.count; ++c) {
-    sum = sum + PlainFormat<Compute<X>>::load(first + c * chunks.per_chunk);
+// One chunk: its rows, and its partials of dw and db (nullptr: not wanted).
+template <class Types, BackwardOptions kOptions>
+void backward_rows(const Backward& b, int64_t first, int64_t last, typename Types::T* dw,
+                   typename Types::T* db, bool stream) {
+  using Kernel = BackwardKernel<Types, kOptions>;
+  Kernel kernel(b, dw, db);
+  stream ? Sweep<true, Kernel>::rows(kernel, first, last) : Sweep<false, Kernel>::rows(kernel, first, last);
+}
+
+// Apart from its callers, or it would become a memset, whose rep stosb is slow to start.
+template <class T>
+[[gnu::noipa]] void fill(T* p, int64_t count, T value) {
+  for (int64_t i = 0; i < count; ++i) p[i] = value;
+}
+
+template <class Types>
+void backward_chunks(const Backward& b, const Chunks& plan, int64_t begin, int64_t end, bool stream) {
+  using T = typename Types::T;
+  using Run = void (*)(const Backward&, int64_t, int64_t, T*, T*, bool);
+  Run run = backward_rows<Types, BackwardOptions{}>;
+  const bool plain = b.dx && b.weight && b.weight_offset == 0 && b.k == b.n && !b.db;
+  settle<Types::kSettled>(plain, [&](auto is_plain) {
+    if constexpr (is_plain.value) {
+      settle(b.dw != nullptr, [&](auto dw) {
+        settle(b.dsum.data != nullptr,
+               [&](auto dsum) { run = backward_rows<Types, BackwardOptions{true, dw.value, dsum.value}>; });
+      });
+    }
+  });
+  for (int64_t c = begin; c < end; ++c) {
+    T* const partial = static_cast<T*>(b.workspace) + c * plan.per_chunk;
+    T* const dw = b.dw ? partial : nullptr;
+    T* const db = b.db ? partial + (b.dw ? plan.stride : 0) : nullptr;
+    // To what leaves a first row as it is, its zeros' signs included: dy is added to -0; x * dy * r by an
+    // fma, to +0.
+    if (dw) fill(dw, plan.stride, T{0});
+    if (db) fill(db, plan.stride, -T{0});
+    const int64_t first = c * plan.rows_per_chunk;
+    const int64_t last = first + plan.rows_per_chunk < b.rows ? first + plan.rows_per_chunk : b.rows;
+    run(b, first, last, dw, db, stream);
   }
+}
+
+// The chunks' partial sums of a pack of columns, in an order that their number decides: up to
+// kMaxInTurn one after the other, then such blocks in pairs, so that the error does not grow with the rows.
+constexpr int64_t kMaxInTurn = 128;
+template <class T>
+Pack<T> add_partials(const T* first, int64_t count, int64_t per_chunk) {
+  if (count > kMaxInTurn) {
+    int64_t half = kMaxInTurn;
+    while (2 * half < count) half *= 2;
+    return add_partials(first, half, per_chunk) +
+           add_partials(first + half * per_chunk, count - half, per_chunk);
+  }
+  Pack<T> sum = PlainFormat<T>::load(first);
+  for (int64_t c = 1; c < count; ++c) sum = sum + PlainFormat<T>::load(first + c * per_chunk);
   return sum;
 }
 
@@ -160,12 +237,12 @@ template <class X, class W>
 void merge_columns(W* out, const Compute<X>* partials, const Chunks& chunks, int64_t begin, int64_t end) {
   constexpr int width = Pack<Compute<X>>::width;
   for (int64_t i = begin - begin % width; i < end; i += width) {
-    const auto sum = add_partials<X>(partials + i, chunks);
+    const auto sum = add_partials(partials + i, chunks.count, chunks.per_chunk);
     if (i >= begin && i + width <= end) {
-      store<X>(out + i, sum, Full{});
+      store<X, Nans::any>(out + i, sum, Full{});
     } else {
       W whole[width];
-      store<X>(whole, sum, Full{});
+      store<X, Nans::any>(whole, sum, Full{});
       for (int j = 0; j < width; ++j) {
         if (i + j >= begin && i + j < end) out[i + j] = whole[j];
       }
@@ -173,63 +250,20 @@ void merge_columns(W* out, const Compute<X>* partials, const Chunks& chunks, int
   }
 }
 
-template <class X, class W, class D, bool kLlama>
-struct BackwardAs {
-  using T = Compute<X>;
+void backward(const Backward& b, const Chunks& plan, int64_t begin, int64_t end, bool stream) {
+  visit_types(b, [&]<class Types>(Types) { backward_chunks<Types>(b, plan, begin, end, stream); });
+}
 
-  static void chunks(const Backward& b, const Chunks& plan, int64_t begin, int64_t end, bool stream) {
-    for (int64_t c = begin; c < end; ++c) {
-      T* const partial = static_cast<T*>(b.workspace) + c * plan.per_chunk;
-      T* const dw = b.dw ? partial : nullptr;
-      T* const db = b.db ? partial + (b.dw ? plan.stride : 0) : nullptr;
-      const int64_t first = c * plan.rows_per_chunk;
-      const int64_t last = first + plan.rows_per_chunk < b.rows ? first + plan.rows_per_chunk : b.rows;
-      BackwardKernel<X, W, D, kLlama> kernel(b, first, dw, db);
-      if (stream) {
-        sweep_rows<true>(kernel, first, last);
-      } else {
-        sweep_rows<false>(kernel, first, last);
-      }
-    }
-  }
-
-  static void merge(const Backward& b, const Chunks& plan, int64_t begin, int64_t end) {
-    const T* const partials = static_cast<const T*>(b.workspace);
+void merge(const Backward& b, const Chunks& plan, int64_t begin, int64_t end) {
+  visit_types(b, [&]<class Types>(Types) {
+    using X = typename Types::X;
+    using W = typename Types::W;
+    const auto* const partials = static_cast<const typename Types::T*>(b.workspace);
     if (b.dw) merge_columns<X>(static_cast<W*>(b.dw), partials, plan, begin, end);
     if (b.db) {
       merge_columns<X>(static_cast<W*>(b.db), partials + (b.dw ? plan.stride : 0), plan, begin, end);
     }
-  }
-};
-
-// Calls visit with the BackwardAs of the dtypes asked for.
-template <class X, class Visit>
-void visit_half(const Backward& b, Visit visit) {
-  if (b.w_dtype == Dtype::f32) {
-    b.llama ? visit(BackwardAs<X, float, float, true>{}) : visit(BackwardAs<X, float, X, false>{});
-  } else {
-    b.llama ? visit(BackwardAs<X, X, X, true>{}) : visit(BackwardAs<X, X, X, false>{});
-  }
-}
-template <class Visit>
-void visit_dtypes(const Backward& b, Visit visit) {
-  switch (b.x_dtype) {
-    case Dtype::f32:
-      return visit(BackwardAs<float, float, float, false>{});
-    case Dtype::f64:
-      return visit(BackwardAs<double, double, double, false>{});
-    case Dtype::f16:
-      return visit_half<f16>(b, visit);
-    case Dtype::bf16:
-      return visit_half<bf16>(b, visit);
-  }
-}
-
-void backward(const Backward& b, const Chunks& plan, int64_t begin, int64_t end, bool stream) {
-  visit_dtypes(b, [&](auto kernels) { kernels.chunks(b, plan, begin, end, stream); });
-}
-void merge(const Backward& b, const Chunks& plan, int64_t begin, int64_t end) {
-  visit_dtypes(b, [&](auto kernels) { kernels.merge(b, plan, begin, end); });
+  });
 }
 
 }  // namespace

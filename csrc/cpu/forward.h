@@ -5,20 +5,33 @@
 #include <cstdint>
 
 #include "../norm.h"
+#include "choose.h"
 #include "sweep.h"
 
 namespace fused_rmsnorm::cpu {
 namespace {
 
-template <class X, class W, class Y, bool kLlama, bool kAdd, bool kStream>
+// What is asked of every element of a call, settled before the loops.
+struct ForwardOptions {
+  bool add;     // x + residual
+  bool plain;   // a weight, neither offset nor bias. Else the steps look for each of the three
+  bool stream;  // written past the caches
+};
+
+template <class Types, ForwardOptions kOptions>
 class ForwardKernel {
  public:
-  using T = Compute<X>;
+  using X = typename Types::X;
+  using W = typename Types::W;
+  using Y = typename Types::Y;
+  using T = typename Types::T;
   using Out = Y;
   using Second = X;
-  static constexpr bool kTwoOutputs = kAdd;
-  static constexpr int kLevel = kStream ? 2 : 1;
-  static constexpr int64_t kAhead = kStream ? kStreamPrefetchBytes : kPrefetchBytes;
+  static constexpr bool kAdd = kOptions.add, kPlain = kOptions.plain;
+  static constexpr bool kTwoOutputs = kAdd, kInline = true, kSharesLoads = false;
+  static constexpr Nans kNans = kPlain ? Types::kNans : Nans::any;
+  static constexpr int kLevel = kOptions.stream ? 2 : 1;
+  static constexpr int64_t kAhead = kOptions.stream ? kStreamPrefetchBytes : kPrefetchBytes;
 
   explicit ForwardKernel(const Forward& f)
       : f_(f),
@@ -37,7 +50,7 @@ class ForwardKernel {
     template <class Lanes>
     [[gnu::always_inline]] typename Format<X>::Raw raw(int64_t i, Lanes lanes) const {
       if constexpr (kAdd) {
-        return Format<X>::narrow(load<X>(x + i, lanes) + load<X>(residual + i, lanes));
+        return narrow<X>(load<X>(x + i, lanes) + load<X>(residual + i, lanes));
       } else {
         return load_raw(x + i, lanes);
       }
@@ -45,19 +58,17 @@ class ForwardKernel {
   };
 
   struct Stat {
-    Input in;
-    int64_t distance, residual_distance;
+    Input in, ahead;  // ahead: what to prefetch
 
     template <class Lanes>
     [[gnu::always_inline]] void step(Pack<T>& sum, int64_t i, Lanes lanes) const {
       const Pack<T> v = Format<X>::widen(in.raw(i, lanes));
       sum = fma(v, v, sum);
     }
-    [[gnu::always_inline]] void prefetch(int64_t i, int count) const {
-      for (int j = 0; j < count; j += kLine / static_cast<int>(sizeof(X))) {
-        cpu::prefetch<kLevel>(in.x + i + j + distance);
-        if constexpr (kAdd) cpu::prefetch<kLevel>(in.residual + i + j + residual_distance);
-      }
+    template <int count>
+    [[gnu::always_inline]] void prefetch(int64_t i) const {
+      fetch<kLevel, count>(ahead.x + i);
+      if constexpr (kAdd) fetch<kLevel, count>(ahead.residual + i);
     }
   };
 
@@ -72,23 +83,40 @@ class ForwardKernel {
 
     Y* out() const { return y; }
     X* second() const { return sum; }
+    void skip(int64_t columns) {
+      in.x += columns, y += columns;
+      if constexpr (kAdd) in.residual += columns, sum += columns;
+      if (kPlain || weight) weight += columns;
+      if (!kPlain && bias) bias += columns;
+    }
 
-    template <class Lanes, class Dest>
-    [[gnu::always_inline]] void step(int64_t i, Lanes lanes, Dest dest, Y* to, X* to_sum) const {
+    struct Value {
+      typename Format<X>::Raw x;
+      Pack<T> y;
+    };
+    template <class Lanes>
+    [[gnu::always_inline]] Value value(int64_t i, Lanes lanes) const {
       const auto raw = in.raw(i, lanes);
       Pack<T> v = Format<X>::widen(raw) * r;
-      if constexpr (kAdd) store_raw(to_sum, raw, dest);
-      if constexpr (kLlama) v = round_to<X>(v);
-      if (weight) {
+      if constexpr (Types::kLlama) v = round_to<X>(v);
+      if (kPlain || weight) {
         Pack<T> w = load<X>(weight + i, lanes);
-        if (has_offset) w = w + Pack<T>{offset, offset};
-        v = bias ? fma(v, w, load<X>(bias + i, lanes)) : v * w;
+        if (!kPlain && has_offset) w = w + Pack<T>{offset, offset};
+        v = !kPlain && bias ? fma(v, w, load<X>(bias + i, lanes)) : v * w;
       }
-      store<X>(to, v, dest);
+      return {raw, v};
+    }
+    template <class Dest>
+    [[gnu::always_inline]] void store(const Value& v, Dest dest, Y* to, X* to_sum) const {
+      if constexpr (kAdd) store_raw(to_sum, v.x, dest);
+      cpu::store<X, kNans>(to, v.y, dest);
     }
   };
 
-  Stat stat_of(int64_t m) const { return {input(m), distance_, residual_distance_}; }
+  Stat stat_of(int64_t m) const {
+    const Input in = input(m);
+    return {in, {in.x + distance_, kAdd ? in.residual + residual_distance_ : nullptr}};
+  }
   Row row_of(int64_t m, int slot) const {
     return {input(m),
             splat(rstd_[slot]),
@@ -103,7 +131,7 @@ class ForwardKernel {
   // 1 / sqrt(mean + eps) of the rows m ... m + count - 1.
   void finish(int64_t m, int count, const T* sums) {
     constexpr int lanes = kVecBytes / sizeof(T);
-    const Vec<T> k = splat(static_cast<T>(f_.k)), eps = splat(static_cast<T>(f_.eps));
+    const Vec<T> k = splat(static_cast<T>(f_.k)), eps = splat(upper_nan(static_cast<T>(f_.eps)));
     for (int i = 0; i < count; i += lanes) {
       Vec<T> s;
       copy<kVecBytes>(&s, sums + i);
@@ -123,44 +151,28 @@ class ForwardKernel {
   T rstd_[kMaxBlock] = {};
 };
 
-template <class X, class W, class Y, bool kLlama, bool kAdd>
+template <class Types, bool kAdd, bool kPlain>
 void forward_rows(const Forward& f, int64_t begin, int64_t end, bool stream) {
-  if constexpr (!kAdd || sizeof(X) == sizeof(Y)) {  // two outputs stream only line by line together
+  // Two outputs stream only line by line together.
+  if constexpr (!kAdd || sizeof(typename Types::X) == sizeof(typename Types::Y)) {
     if (stream) {
-      ForwardKernel<X, W, Y, kLlama, kAdd, true> kernel(f);
-      return sweep_rows<true>(kernel, begin, end);
+      ForwardKernel<Types, ForwardOptions{kAdd, kPlain, true}> kernel(f);
+      return Sweep<true, decltype(kernel)>::rows(kernel, begin, end);
     }
   }
-  ForwardKernel<X, W, Y, kLlama, kAdd, false> kernel(f);
-  sweep_rows<false>(kernel, begin, end);
-}
-
-template <class X, class W, class Y, bool kLlama>
-void forward_as(const Forward& f, int64_t begin, int64_t end, bool stream) {
-  const auto run =
-      f.residual.data ? forward_rows<X, W, Y, kLlama, true> : forward_rows<X, W, Y, kLlama, false>;
-  run(f, begin, end, stream);
-}
-
-template <class X>
-void forward_half(const Forward& f, int64_t begin, int64_t end, bool stream) {
-  const bool wide = f.w_dtype == Dtype::f32;
-  const auto run = f.llama ? (wide ? forward_as<X, float, float, true> : forward_as<X, X, X, true>)
-                           : (wide ? forward_as<X, float, X, false> : forward_as<X, X, X, false>);
-  run(f, begin, end, stream);
+  ForwardKernel<Types, ForwardOptions{kAdd, kPlain, false}> kernel(f);
+  Sweep<false, decltype(kernel)>::rows(kernel, begin, end);
 }
 
 void forward(const Forward& f, int64_t begin, int64_t end, bool stream) {
-  switch (f.x_dtype) {
-    case Dtype::f32:
-      return forward_as<float, float, float, false>(f, begin, end, stream);
-    case Dtype::f64:
-      return forward_as<double, double, double, false>(f, begin, end, stream);
-    case Dtype::f16:
-      return forward_half<f16>(f, begin, end, stream);
-    case Dtype::bf16:
-      return forward_half<bf16>(f, begin, end, stream);
-  }
+  const bool plain = f.weight && !f.bias && f.weight_offset == 0;
+  visit_types(f, [&]<class Types>(Types) {
+    settle(f.residual.data != nullptr, [&](auto add) {
+      settle<Types::kSettled>(plain, [&](auto is_plain) {
+        forward_rows<Types, add.value, is_plain.value>(f, begin, end, stream);
+      });
+    });
+  });
 }
 
 }  // namespace

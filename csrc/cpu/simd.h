@@ -1,6 +1,7 @@
 // The vocabulary of the CPU kernels: packs of fp32 (or fp64) lanes and how each dtype enters and
 // leaves them. One of the headers simd_<instruction set>.h is included before the kernel bodies; it
-// sets kVecBytes, includes this file and fills in Native, Format and (where it has masks) Tail.
+// sets kVecBytes and kSettleCommonCalls, includes this file and fills in Native, Format and (where it has
+// masks) Tail.
 //
 // Everything here has internal linkage. Each kernels_*.cpp is compiled with its own instruction
 // set, and a function with external linkage that two of them share would be kept in one version
@@ -110,6 +111,17 @@ template <int limit>
   copy_overlapping<limit>(static_cast<char*>(to), static_cast<const char*>(from), bytes);
 }
 
+// Which NaNs may meet a rounding to bf16. One whose bits all lie in the upper half stays a NaN by itself:
+// so is every NaN that comes from bf16 or from arithmetic. Others could carry into a zero (0x7fffffff,
+// from an fp32 weight), and a guard against them is three instructions of eleven.
+enum class Nans { any, upper };
+
+// v, and of a NaN one of the upper kind: for numbers that a whole row or call shares.
+template <class T>
+[[gnu::always_inline]] inline T upper_nan(T v) {
+  return v == v ? v : static_cast<T>(__builtin_nan(""));
+}
+
 // Formats. f32 and f64 are what the pack holds already.
 template <class T>
 struct PlainFormat {
@@ -130,7 +142,10 @@ struct PlainFormat {
     cpu::stream(static_cast<char*>(p) + kVecBytes, (Vec<float>)v.b);
   }
   [[gnu::always_inline]] static Pack<T> widen(Raw v) { return v; }
-  [[gnu::always_inline]] static Raw narrow(Pack<T> v) { return v; }
+  template <Nans>
+  [[gnu::always_inline]] static Raw narrow(Pack<T> v) {
+    return v;
+  }
 };
 
 // 16-bit elements held in one vector of words, element 2i in the low half of word i.
@@ -157,18 +172,22 @@ struct Format;  // float, double, f16, bf16
 
 // The first `count` elements of a pack that may end a row: nothing beyond them is touched.
 template <class E>
-struct Tail {
+struct StoreTail {
   using F = Format<E>;
   static constexpr int kBytes = Pack<Compute<E>>::width * sizeof(E);
-  [[gnu::always_inline]] static typename F::Raw load(const E* p, int count) {
-    alignas(64) char padded[kBytes] = {};
-    copy_some<kBytes>(padded, p, count * sizeof(E));
-    return F::load(padded);
-  }
   [[gnu::always_inline]] static void store(E* p, typename F::Raw v, int count) {
-    alignas(64) char whole[kBytes];
+    alignas(kVecBytes) char whole[kBytes];
     F::store(whole, v);
     copy_some<kBytes>(p, whole, count * sizeof(E));
+  }
+};
+template <class E>
+struct Tail : StoreTail<E> {
+  using F = Format<E>;
+  [[gnu::always_inline]] static typename F::Raw load(const E* p, int count) {
+    alignas(kVecBytes) char padded[Tail::kBytes] = {};
+    copy_some<Tail::kBytes>(padded, p, count * sizeof(E));
+    return F::load(padded);
   }
 };
 
@@ -210,14 +229,19 @@ template <class X, class E, class Lanes>
   if constexpr (reordered<X, E>) v = cpu::even_odd(v);
   return v;
 }
-template <class X, class E, class Lanes>
+template <class X, Nans kNans, class E, class Lanes>
 [[gnu::always_inline]] inline void store(E* p, Pack<Compute<E>> v, Lanes lanes) {
   if constexpr (reordered<X, E>) v = cpu::natural(v);
-  store_raw(p, Format<E>::narrow(v), lanes);
+  store_raw(p, Format<E>::template narrow<kNans>(v), lanes);
+}
+// Of numbers of X and what is computed from them alone.
+template <class X>
+[[gnu::always_inline]] inline typename Format<X>::Raw narrow(Pack<Compute<X>> v) {
+  return Format<X>::template narrow<Nans::upper>(v);
 }
 template <class X>
 [[gnu::always_inline]] inline Pack<Compute<X>> round_to(Pack<Compute<X>> v) {
-  return Format<X>::widen(Format<X>::narrow(v));
+  return Format<X>::widen(narrow<X>(v));
 }
 
 // yes where the element's index within the pack is below count, else no.

@@ -5,7 +5,8 @@
 namespace fused_rmsnorm::cpu {
 namespace {
 constexpr int kVecBytes = 32;
-}
+constexpr bool kSettleCommonCalls = true;
+}  // namespace
 }  // namespace fused_rmsnorm::cpu
 
 #include "simd.h"
@@ -54,15 +55,18 @@ struct Format<double> : PlainFormat<double> {};
 template <>
 struct Format<bf16> : PairBf16 {
   // Nearest even on the pair at once, in 16-bit lanes: the upper half grows by one where the lower
-  // half exceeds 0x8000, or equals it and the upper half is odd. A NaN whose upper half is all ones
-  // (only an fp32 weight can bring one) must not grow into a zero.
+  // half exceeds 0x8000, or equals it and the upper half is odd. An upper half of all ones, which a NaN
+  // may have, must not grow into a zero.
+  template <Nans kNans>
   [[gnu::always_inline]] static Raw narrow(Pack<float> v) {
     const __m256i p = _mm256_castps_si256(v.a), q = _mm256_castps_si256(v.b);
-    const __m256i one = _mm256_set1_epi16(1);
     const __m256i high = _mm256_blend_epi16(_mm256_srli_epi32(p, 16), q, 0xaa);
     const __m256i low = _mm256_blend_epi16(p, _mm256_slli_epi32(q, 16), 0xaa);
-    const __m256i full = _mm256_cmpeq_epi16(_mm256_add_epi16(high, high), _mm256_set1_epi16(-2));
-    const __m256i less = _mm256_or_si256(_mm256_andnot_si256(high, one), full);
+    __m256i less = _mm256_andnot_si256(high, _mm256_set1_epi16(1));
+    if constexpr (kNans == Nans::any) {
+      const __m256i ones = _mm256_cmpeq_epi16(_mm256_add_epi16(high, high), _mm256_set1_epi16(-2));
+      less = _mm256_or_si256(less, ones);
+    }
     const __m256i up = _mm256_srai_epi16(_mm256_subs_epu16(low, less), 15);
     return (Raw)_mm256_sub_epi16(high, up);
   }
@@ -89,8 +93,52 @@ struct Format<f16> {
   [[gnu::always_inline]] static Pack<float> widen(Raw v) {
     return {_mm256_cvtph_ps(v.lo), _mm256_cvtph_ps(v.hi)};
   }
+  template <Nans>
   [[gnu::always_inline]] static Raw narrow(Pack<float> v) {
     return {_mm256_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT), _mm256_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT)};
+  }
+};
+
+// Masked loads end a row without a copy. The first `count` of 16 words of 32 bits, in two halves.
+alignas(64) constexpr int32_t kMasks[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+[[gnu::always_inline]] inline __m256i first(int count, int half) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMasks + 16 - count + 8 * half));
+}
+
+template <>
+struct Tail<float> : StoreTail<float> {
+  [[gnu::always_inline]] static Pack<float> load(const float* p, int count) {
+    return {_mm256_maskload_ps(p, first(count, 0)), _mm256_maskload_ps(p + 8, first(count, 1))};
+  }
+};
+
+template <>
+struct Tail<double> : StoreTail<double> {
+  [[gnu::always_inline]] static Pack<double> load(const double* p, int count) {
+    return {_mm256_maskload_pd(p, first(2 * count, 0)), _mm256_maskload_pd(p + 4, first(2 * count, 1))};
+  }
+};
+
+// Pairs of 16-bit elements by mask, and an odd last one beside them.
+[[gnu::always_inline]] inline __m256i load_pairs(const void* p, int count) {
+  const int pairs = count / 2;
+  const __m256i whole = _mm256_maskload_epi32(static_cast<const int*>(p), first(pairs, 0));
+  if (count % 2 == 0) return whole;
+  const uint16_t last = static_cast<const uint16_t*>(p)[count - 1];
+  const __m256i at = _mm256_andnot_si256(first(pairs, 0), first(pairs + 1, 0));
+  return _mm256_or_si256(whole, _mm256_and_si256(_mm256_set1_epi32(last), at));
+}
+
+template <>
+struct Tail<bf16> : StoreTail<bf16> {
+  [[gnu::always_inline]] static Words load(const bf16* p, int count) { return (Words)load_pairs(p, count); }
+};
+
+template <>
+struct Tail<f16> : StoreTail<f16> {
+  [[gnu::always_inline]] static Format<f16>::Raw load(const f16* p, int count) {
+    const __m256i v = load_pairs(p, count);
+    return {_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)};
   }
 };
 

@@ -1,5 +1,6 @@
-// What every machine has: 16-byte vectors that the compiler maps to SSE2 or NEON. Conversions of
-// 16-bit floats are integer arithmetic; f16 uses the even and odd order of bf16 here.
+// What every machine has: 16-byte vectors, which the compiler maps to SSE2 on x86-64. Conversions of
+// 16-bit floats are integer arithmetic; f16 uses the even and odd order of bf16 here. Common calls take
+// the general path: it is the conversions that cost.
 #pragma once
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -8,7 +9,8 @@
 namespace fused_rmsnorm::cpu {
 namespace {
 constexpr int kVecBytes = 16;
-}
+constexpr bool kSettleCommonCalls = false;
+}  // namespace
 }  // namespace fused_rmsnorm::cpu
 
 #include "simd.h"
@@ -21,7 +23,7 @@ template <class T>
 struct NativeBase {
   [[gnu::always_inline]] static Vec<T> fma(Vec<T> x, Vec<T> y, Vec<T> z) {
 #if defined(__FP_FAST_FMAF) && defined(__FP_FAST_FMA)
-    Vec<T> r;
+    Vec<T> r = z;
     for (unsigned i = 0; i < kVecBytes / sizeof(T); ++i) {
       r[i] = sizeof(T) == 4 ? __builtin_fmaf(x[i], y[i], z[i]) : __builtin_fma(x[i], y[i], z[i]);
     }
@@ -83,6 +85,7 @@ struct Format<bf16> : PairBf16 {
     const Words nan = (Words)((v & 0x7fffffffu) > 0x7f800000u);
     return choose(nan, v | 0x00400000u, v + 0x7fffu + ((v >> 16) & 1u));
   }
+  template <Nans>
   [[gnu::always_inline]] static Raw narrow(Pack<float> v) {
     return (round((Words)v.a) >> 16) | (round((Words)v.b) & 0xffff0000u);
   }
@@ -108,6 +111,7 @@ struct Format<f16> : PairFormat {
     half = choose((Words)(magnitude > 0x7f800000u), (magnitude >> 13 & 0x3ffu) | 0x7e00u, half);
     return half | (v >> 16 & 0x8000u);
   }
+  template <Nans>
   [[gnu::always_inline]] static Raw narrow(Pack<float> v) {
     return round((Words)v.a) | (round((Words)v.b) << 16);
   }

@@ -6,19 +6,20 @@
 // memory. Rows ahead come in blocks of up to 8 KiB, which lets the square roots and the sums across
 // lanes of short rows overlap as well.
 //
-// The lanes of a statistic are fixed by the column alone. Where a write starts is not: every
-// element is computed by itself, so a write may start wherever a line of the output starts. That is
-// what lets rows of any length stream whole lines past the caches: the line that the end of one row
-// shares with the start of the next is put together in a LineStager.
+// The lanes of a statistic are fixed by the column alone, and so is where they are folded. Where a
+// write starts is not: every element is computed by itself, so a write may start wherever a line of
+// the output starts. That is what lets rows of any length stream whole lines past the caches: the
+// line that the end of one row shares with the start of the next is put together in a LineStager.
 #pragma once
 #include <cstdint>
 
 #include "../norm.h"
+#include "pairwise.h"
+#include "stager.h"
 
 namespace fused_rmsnorm::cpu {
 namespace {
 
-constexpr int kLine = 64;      // bytes of a cache line
 constexpr int kMaxBlock = 16;  // most rows that a statistic runs ahead
 constexpr int64_t kBlockBytes = 8192;
 constexpr int64_t kPrefetchBytes = 2048;
@@ -45,52 +46,16 @@ inline int64_t prefetch_distance(const Rows& rows, int64_t n, int64_t size, int6
   return stride * ((bytes + run * size - 1) / (run * size));
 }
 
+// Fetches the lines that `elements` from p on lie in.
+template <int kLevel, int elements, class E>
+[[gnu::always_inline]] inline void fetch(const E* p) {
+  for (int j = 0; j < elements; j += kLine / static_cast<int>(sizeof(E))) prefetch<kLevel>(p + j);
+}
+
 inline int block_rows(int64_t n, int64_t size) {
   const int64_t rows = kBlockBytes / (n * size);
   return rows < 1 ? 1 : rows > kMaxBlock ? kMaxBlock : static_cast<int>(rows);
 }
-
-// Elements on their way to an output whose rows do not start on a line. Whole lines go out past
-// the caches, each exactly once; mixing ordinary stores into such lines costs half the bandwidth.
-template <class E>
-class LineStager {
- public:
-  void begin(E* p) {
-    fill_ = lead_ = static_cast<int>(reinterpret_cast<uintptr_t>(p) % kLine);
-    line_ = reinterpret_cast<char*>(p) - fill_;
-  }
-  // Elements missing in the line begun; 0 when none is.
-  int64_t gap() const { return fill_ ? (kLine - fill_) / static_cast<int>(sizeof(E)) : 0; }
-  // Where the next elements go; there is room for a pack more than are pushed.
-  E* at() { return reinterpret_cast<E*>(buffer_ + fill_); }
-  void push(int64_t elements) {
-    fill_ += static_cast<int>(elements * sizeof(E));
-    if (fill_ < kLine) return;
-    if (lead_) {  // the bytes before the first row belong to someone else
-      copy_some<kLine>(line_ + lead_, buffer_ + lead_, kLine - lead_);
-      lead_ = 0;
-    } else {
-      for (int i = 0; i < kLine; i += kVecBytes) {
-        Vec<float> v;
-        copy<kVecBytes>(&v, buffer_ + i);
-        stream(line_ + i, v);
-      }
-    }
-    copy<kLine>(buffer_, buffer_ + kLine);
-    line_ += kLine;
-    fill_ -= kLine;
-  }
-  // Called with no line begun: elements from here on are pushed again.
-  void resume(E* p) { line_ = reinterpret_cast<char*>(p); }
-  void end() {
-    if (fill_ > lead_) copy_some<kLine>(line_ + lead_, buffer_ + lead_, fill_ - lead_);
-  }
-
- private:
-  alignas(kLine) char buffer_[4 * kLine];
-  char* line_;  // where the first line of the buffer belongs
-  int fill_, lead_;
-};
 
 template <bool kStream>
 struct StoreKind {
@@ -101,154 +66,212 @@ struct StoreKind<true> {
   using type = Streamed;
 };
 
-template <class K>
-struct Outputs {
-  LineStager<typename K::Out> first;
-  LineStager<typename K::Second> second;  // used if K::kTwoOutputs
-};
-
-// The lines of a step's ordinary stores, some way ahead.
-template <int bytes>
-[[gnu::always_inline]] inline void fetch_ahead(const void* out) {
-  for (int b = 0; b < bytes; b += kLine) prefetch<1>(static_cast<const char*>(out) + kStoreAheadBytes + b);
-}
-
-// Writes row `write` (its statistic is in `slot`) and returns the statistic of row `ahead`; -1: none.
+// Goes over rows. The loops have one counter, the column: what a kernel adds to it are pointers, which
+// start where the step's row does. What is done once per row is a third of the work in one of 128 elements,
+// so the forward's turns are inlined into the loop over rows.
 template <bool kStream, class K>
-[[gnu::noinline]] typename K::T sweep(const K& kernel, int64_t write, int slot, int64_t ahead,
-                                      Outputs<K>& outputs) {
+class Sweep {
+ public:
   using T = typename K::T;
+
+  // All rows of [begin, end). The statistic of row m + block is taken with the write of row m; that of
+  // the first block before.
+  [[gnu::noinline]] static void rows(K& kernel, int64_t begin, int64_t end) {
+    if (begin >= end) return;
+    Outputs<K> outputs;
+    if (!kernel.writes()) {
+      for (int64_t m = begin; m < end; ++m) statistic(kernel, m, outputs);
+      return;
+    }
+    const int block = kernel.block();
+    T sums[kMaxBlock] = {};
+    for (int64_t m = begin; m < end && m < begin + block; ++m)
+      sums[m - begin] = statistic(kernel, m, outputs);
+    if constexpr (kStream) outputs.begin(kernel.row_of(begin, 0));
+    Turn turn = {begin, 0, begin, kernel.stat_columns()};
+    for (; turn.write < end; ++turn.write) {
+      if (turn.slot == 0) {
+        kernel.finish(turn.write, static_cast<int>(end - turn.write < block ? end - turn.write : block),
+                      sums);
+      }
+      turn.ahead = turn.write + block;
+      if (turn.ahead >= end) turn.ahead = turn.write, turn.stat_n = 0;
+      if constexpr (K::kInline) {
+        sums[turn.slot] = take<true>(kernel, turn, outputs);
+      } else {
+        sums[turn.slot] = take_apart(kernel, turn, outputs);
+      }
+      turn.slot = turn.slot + 1 < block ? turn.slot + 1 : 0;
+    }
+    if constexpr (kStream) outputs.end();
+  }
+
+ private:
   using Out = typename K::Out;
   using Second = typename K::Second;
-  constexpr int width = Pack<T>::width;
-  constexpr int pack_bytes = width * sizeof(Out);
-  constexpr int packs = 2 * pack_bytes >= kLine ? 2 : 4;  // a step streams whole lines
-  constexpr int step = packs * width;
-
-  const auto stat = kernel.stat_of(ahead >= 0 ? ahead : write);
-  const auto row = kernel.row_of(write >= 0 ? write : ahead, slot);
-  Out* const out = row.out();
-  Second* const second = row.second();
-  const int64_t stat_n = ahead >= 0 ? kernel.stat_columns() : 0;
-  const int64_t write_n = write >= 0 ? kernel.columns() : 0;
-
-  int64_t j = 0;  // column of the write
-  if constexpr (kStream) {
-    const int64_t gap = write_n ? outputs.first.gap() : 0;
-    for (; j < gap; j += width) {
-      row.step(j, Full{}, Full{}, outputs.first.at() + j, outputs.second.at() + j);
-    }
-    if (gap) {
-      outputs.first.push(gap);
-      if constexpr (K::kTwoOutputs) outputs.second.push(gap);
-    }
-    j = gap;
-  }
   using Dest = typename StoreKind<kStream>::type;
-  const auto fetch_outputs = [&](int64_t j) {
-    if constexpr (!kStream) {
-      fetch_ahead<step * sizeof(Out)>(out + j);
-      if constexpr (K::kTwoOutputs) fetch_ahead<step * sizeof(Second)>(second + j);
-    }
+  static constexpr int kWidth = Pack<T>::width;
+  static constexpr int kPackBytes = kWidth * sizeof(Out);
+  // A step streams whole lines. Twice as many packs would save little more, and leave more to the ends.
+  static constexpr int kPacks = kWidth * sizeof(T) >= 2 * kLine ? 2 : 4;
+  static constexpr int kStep = kPacks * kWidth;
+  static_assert(kStep * sizeof(Out) % kLine == 0 && kFoldColumns % kStep == 0);
+
+  struct Turn {
+    int64_t write;          // the row to write
+    int slot;               // where its statistic is
+    int64_t ahead, stat_n;  // the row whose statistic is wanted, and its columns that count; 0: none
   };
 
-  Pack<T> sums[2] = {};
-  int64_t i = 0;  // column of the statistic
-  const int64_t stat_end = stat_n - stat_n % step, write_end = j + (write_n - j) / step * step;
-  for (; i < stat_end && j < write_end; i += step, j += step) {
-    stat.prefetch(i, step);
-    fetch_outputs(j);
-#pragma GCC unroll 4
-    for (int u = 0; u < packs; ++u) {
-      stat.step(sums[u % 2], i + u * width, Full{});
-      row.step(j + u * width, Full{}, Dest{}, out + j + u * width, second + j + u * width);
+  // Writes the one row (unless kWrite is false) and returns the statistic of the other.
+  template <bool kWrite>
+  [[gnu::always_inline]] static T take(const K& kernel, const Turn& turn, Outputs<K>& outputs) {
+    const auto stat = kernel.stat_of(turn.ahead);
+    auto row = kernel.row_of(turn.write, turn.slot);
+    const int64_t stat_n = turn.stat_n;
+    int64_t write_n = kWrite ? kernel.columns() : 0;
+    if constexpr (kStream && kWrite) {
+      const int64_t gap = outputs.first.gap();
+      if (gap) fill_line(row, gap, outputs);
+      row.skip(gap), write_n -= gap;
     }
-  }
-  for (; i < stat_end; i += step) {
-    stat.prefetch(i, step);
+    const int64_t stat_end = stat_n & -kStep, write_end = write_n & -kStep;
+    const int64_t both_end = kWrite && stat_end < write_end ? stat_end : write_end;
+
+    Pack<T> lanes[2] = {};  // two, so that one addition need not wait for the last
+    Pairwise<T> blocks;
+    int64_t i = 0, fold_at = kFoldColumns;
+    const auto fold_here = [&] {
+      if (i != fold_at || i == stat_n) return;
+      blocks.add(sum_of(lanes));
+      lanes[0] = lanes[1] = Pack<T>{};
+      fold_at += kFoldColumns;
+    };
+    while (i != both_end) {
+      const int64_t end = both_end < fold_at ? both_end : fold_at;
+      for (; i != end; i += kStep) {
+        stat.template prefetch<kStep>(i);
+        fetch_outputs(row, i);
 #pragma GCC unroll 4
-    for (int u = 0; u < packs; ++u) stat.step(sums[u % 2], i + u * width, Full{});
-  }
-  for (; j < write_end; j += step) {
-    stat.prefetch(j, step);
-    fetch_outputs(j);
+        for (int u = 0; u < kPacks; ++u) both_steps(stat, lanes[u % 2], row, i + u * kWidth);
+      }
+      fold_here();
+    }
+    for (int64_t j = i; __builtin_expect(j < write_end, false); j += kStep) {
+      stat.template prefetch<kStep>(j);
+      fetch_outputs(row, j);
 #pragma GCC unroll 4
-    for (int u = 0; u < packs; ++u) {
-      row.step(j + u * width, Full{}, Dest{}, out + j + u * width, second + j + u * width);
+      for (int u = 0; u < kPacks; ++u) write_step(row, j + u * kWidth, Full{}, Dest{});
+    }
+    while (__builtin_expect(i != stat_end, false)) {
+      const int64_t end = stat_end < fold_at ? stat_end : fold_at;
+      for (; i != end; i += kStep) {
+        stat.template prefetch<kStep>(i);
+#pragma GCC unroll 4
+        for (int u = 0; u < kPacks; ++u) stat.step(lanes[u % 2], i + u * kWidth, Full{});
+      }
+      fold_here();
+    }
+    if (stat_end < stat_n) finish_stat(stat, stat_end, stat_n, lanes);
+    if constexpr (kStream && kWrite) {
+      stage_rest(row, write_end, write_n, outputs);
+    } else if (write_end < write_n) {
+      finish_row(kernel, turn.write, turn.slot, write_end);
+    }
+    return blocks.total(sum_of(lanes));
+  }
+
+  [[gnu::noinline]] static T take_apart(const K& kernel, const Turn& turn, Outputs<K>& outputs) {
+    return take<true>(kernel, turn, outputs);
+  }
+
+  [[gnu::noinline]] static T statistic(const K& kernel, int64_t m, Outputs<K>& outputs) {
+    return take<false>(kernel, {m, 0, m, kernel.stat_columns()}, outputs);
+  }
+
+  [[gnu::always_inline]] static T sum_of(const Pack<T> (&lanes)[2]) {
+    return sum(Pack<T>{lanes[0].a + lanes[1].a, lanes[0].b + lanes[1].b});
+  }
+
+  // The lines of a step's ordinary stores, some way ahead.
+  template <class Row>
+  [[gnu::always_inline]] static void fetch_outputs(const Row& row, int64_t i) {
+    if constexpr (!kStream) {
+      fetch<1, kStep>(row.out() + i + kStoreAheadBytes / sizeof(Out));
+      if constexpr (K::kTwoOutputs) fetch<1, kStep>(row.second() + i + kStoreAheadBytes / sizeof(Second));
     }
   }
 
-  for (int u = 0; i < stat_n; i += width, ++u) {
-    const int64_t left = stat_n - i;
-    if (left >= width) {
-      stat.step(sums[u % 2], i, Full{});
+  template <class Row, class Lanes, class To>
+  [[gnu::always_inline]] static void write_step(const Row& row, int64_t i, Lanes lanes, To to) {
+    row.store(row.value(i, lanes), to, row.out() + i, row.second() + i);
+  }
+
+  template <class Stat, class Row>
+  [[gnu::always_inline]] static void both_steps(const Stat& stat, Pack<T>& sum, const Row& row, int64_t i) {
+    if constexpr (K::kSharesLoads) {  // before anything is stored: what both read is read once
+      const auto value = row.value(i, Full{});
+      stat.step(sum, i, Full{});
+      row.store(value, Dest{}, row.out() + i, row.second() + i);
     } else {
-      stat.step(sums[u % 2], i, Part{static_cast<int>(left)});
+      stat.step(sum, i, Full{});
+      write_step(row, i, Full{}, Dest{});
     }
   }
 
-  if constexpr (!kStream) {
-    for (; j + width <= write_n; j += width) row.step(j, Full{}, Full{}, out + j, second + j);
-    if (j < write_n) {
-      const Part rest{static_cast<int>(write_n - j)};
-      row.step(j, rest, rest, out + j, second + j);
+  // The columns of a statistic after its last whole step.
+  template <class Stat>
+  [[gnu::always_inline]] static void finish_stat(const Stat& stat, int64_t i, int64_t n,
+                                                 Pack<T> (&lanes)[2]) {
+#pragma GCC unroll 1
+    for (; i + kWidth <= n; i += kWidth) {
+      stat.step(lanes[0], i, Full{});
+      const Pack<T> next = lanes[1];
+      lanes[1] = lanes[0], lanes[0] = next;
     }
-  } else if (write_n) {
-    if constexpr (pack_bytes >= kLine) {
-      for (; j + width <= write_n; j += width) row.step(j, Full{}, Streamed{}, out + j, second + j);
+    if (i < n) stat.step(lanes[0], i, Part{static_cast<int>(n - i)});
+  }
+
+  // The columns of a row after its last whole step, by ordinary stores.
+  [[gnu::noinline]] static void finish_row(const K& kernel, int64_t m, int slot, int64_t i) {
+    const auto row = kernel.row_of(m, slot);
+    const int64_t n = kernel.columns();
+    for (; i + kWidth <= n; i += kWidth) write_step(row, i, Full{}, Full{});
+    if (i == n) return;
+    const Part rest{static_cast<int>(n - i)};
+    write_step(row, i, rest, rest);
+  }
+
+  // The first columns of a row, up to the end of the line begun by the row before. Rows go by value: one
+  // whose address is known would be read from memory at every step of the loops.
+  template <class Row>
+  [[gnu::noinline]] static void fill_line(Row row, int64_t gap, Outputs<K>& outputs) {
+    for (int64_t i = 0; i < gap; i += kWidth) {
+      row.store(row.value(i, Full{}), Full{}, outputs.first.at() + i, outputs.second.at() + i);
     }
-    outputs.first.resume(out + j);
-    if constexpr (K::kTwoOutputs) outputs.second.resume(second + j);
-    const int64_t rest = write_n - j;
-    for (int64_t at = 0; at < rest; at += width) {
+    outputs.push(gap);
+  }
+
+  // The columns of a row after its last whole step: whole lines streamed, and the rest staged.
+  template <class Row>
+  [[gnu::noinline]] static void stage_rest(Row row, int64_t i, int64_t n, Outputs<K>& outputs) {
+    if constexpr (kPackBytes >= kLine) {
+      for (; i + kWidth <= n; i += kWidth) write_step(row, i, Full{}, Streamed{});
+    }
+    outputs.resume(row, i);
+    const int64_t rest = n - i;
+    for (int64_t at = 0; at < rest; at += kWidth) {
       Out* const to = outputs.first.at() + at;
       Second* const to2 = outputs.second.at() + at;
-      if (rest - at >= width) {
-        row.step(j + at, Full{}, Full{}, to, to2);
+      if (rest - at >= kWidth) {
+        row.store(row.value(i + at, Full{}), Full{}, to, to2);
       } else {
-        row.step(j + at, Part{static_cast<int>(rest - at)}, Full{}, to, to2);
+        row.store(row.value(i + at, Part{static_cast<int>(rest - at)}), Full{}, to, to2);
       }
     }
-    outputs.first.push(rest);
-    if constexpr (K::kTwoOutputs) outputs.second.push(rest);
+    outputs.push(rest);
   }
-  return sum(Pack<T>{sums[0].a + sums[1].a, sums[0].b + sums[1].b});
-}
-
-// All rows of [begin, end).
-template <bool kStream, class K>
-void sweep_rows(K& kernel, int64_t begin, int64_t end) {
-  using T = typename K::T;
-  Outputs<K> outputs;
-  if (begin >= end) return;
-  if (!kernel.writes()) {
-    for (int64_t m = begin; m < end; ++m) sweep<kStream>(kernel, -1, 0, m, outputs);
-    return;
-  }
-  if constexpr (kStream) {
-    const auto row = kernel.row_of(begin, 0);
-    outputs.first.begin(row.out());
-    if constexpr (K::kTwoOutputs) outputs.second.begin(row.second());
-  }
-  const int block = kernel.block();
-  T sums[kMaxBlock] = {};
-  for (int64_t m = begin; m < end && m < begin + block; ++m) {
-    sums[m - begin] = sweep<kStream>(kernel, -1, 0, m, outputs);
-  }
-  for (int64_t m = begin; m < end; m += block) {
-    const int count = static_cast<int>(end - m < block ? end - m : block);
-    kernel.finish(m, count, sums);
-    for (int slot = 0; slot < count; ++slot) {
-      const int64_t ahead = m + block + slot;
-      sums[slot] = sweep<kStream>(kernel, m + slot, slot, ahead < end ? ahead : -1, outputs);
-    }
-  }
-  if constexpr (kStream) {
-    outputs.first.end();
-    if constexpr (K::kTwoOutputs) outputs.second.end();
-    fence();
-  }
-}
+};
 
 }  // namespace
 }  // namespace fused_rmsnorm::cpu

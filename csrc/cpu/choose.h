@@ -1,0 +1,61 @@
+// From what a call says at run time to template arguments, once per call and outside of all loops.
+#pragma once
+#include "../norm.h"
+#include "simd.h"
+
+namespace fused_rmsnorm::cpu {
+namespace {
+
+// The dtypes of x (and dx, sums), weight (and bias, dw, db) and y (and dy).
+template <class XType, class WType, class YType, bool kLlamaMode = false>
+struct Types {
+  using X = XType;
+  using W = WType;
+  using Y = YType;
+  using T = Compute<X>;
+  static constexpr bool kLlama = kLlamaMode;
+  // What weights and dy can bring.
+  static constexpr Nans kNans = sizeof(W) == 2 && sizeof(Y) == 2 ? Nans::upper : Nans::any;
+  // Whether common calls have kernels of their own. fp64 and llama mode with a wide weight are rare.
+  static constexpr bool kSettled = kSettleCommonCalls && sizeof(X) < 8 && !(kLlama && sizeof(W) > sizeof(X));
+};
+
+// visit(Types<...>{}) of the combination asked for; norm.h lists them all.
+template <class X, class Visit>
+void visit_half(bool wide, bool llama, Visit visit) {
+  if (wide) {
+    llama ? visit(Types<X, float, float, true>{}) : visit(Types<X, float, X>{});
+  } else {
+    llama ? visit(Types<X, X, X, true>{}) : visit(Types<X, X, X>{});
+  }
+}
+template <class Call, class Visit>
+void visit_types(const Call& call, Visit visit) {
+  const bool wide = call.w_dtype == Dtype::f32;
+  switch (call.x_dtype) {
+    case Dtype::f32:
+      return visit(Types<float, float, float>{});
+    case Dtype::f64:
+      return visit(Types<double, double, double>{});
+    case Dtype::f16:
+      return visit_half<f16>(wide, call.llama, visit);
+    case Dtype::bf16:
+      return visit_half<bf16>(wide, call.llama, visit);
+  }
+}
+
+template <bool kValue>
+struct Bool {
+  static constexpr bool value = kValue;
+};
+// visit(Bool<...>{}): from there on the value is settled at compile time. Not where kCanBeTrue is false.
+template <bool kCanBeTrue = true, class Visit>
+void settle(bool value, Visit visit) {
+  if constexpr (kCanBeTrue) {
+    if (value) return visit(Bool<true>{});
+  }
+  visit(Bool<false>{});
+}
+
+}  // namespace
+}  // namespace fused_rmsnorm::cpu

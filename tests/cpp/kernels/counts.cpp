@@ -1,0 +1,123 @@
+// One call of the kernels per case, for counting the instructions that it takes (benchmarks/instructions.py).
+//   counts KERNELS callgrind    under valgrind --tool=callgrind: one dump per case, which bears its name
+//   counts KERNELS step         by itself, one instruction after the other: for instruction sets that
+//                               valgrind does not know. Prints "name: instructions"
+//   counts                      the cases: "name: elements"
+// KERNELS: AVX2, AVX512, ...
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+
+#include "../../../csrc/cpu/kernels.h"
+#include "../problem.h"
+#include "here.h"
+#if __has_include(<valgrind/callgrind.h>)
+#include <valgrind/callgrind.h>
+#else
+#define CALLGRIND_ZERO_STATS
+#define CALLGRIND_DUMP_STATS_AT(name) (std::fprintf(stderr, "no <valgrind/callgrind.h>\n"), std::exit(2))
+#endif
+
+using namespace fused_rmsnorm;
+using namespace fused_rmsnorm::test;
+
+namespace {
+
+struct Case {
+  const char* name;
+  Dtype dtype;
+  int64_t rows, n;
+  bool backward = false, bias = false, add = false, dw = true;
+};
+const Case cases[] = {
+    {"forward bf16 64x4096", Dtype::bf16, 64, 4096},
+    {"forward fp32 64x4096", Dtype::f32, 64, 4096},
+    {"forward fp16 64x4096", Dtype::f16, 64, 4096},
+    {"forward bf16 1024x128", Dtype::bf16, 1024, 128},
+    {"forward fp32 1024x128", Dtype::f32, 1024, 128},
+    {"forward bf16 80x1000", Dtype::bf16, 80, 1000},
+    {"forward fp32 80x1000", Dtype::f32, 80, 1000},
+    {"forward bf16 64x4096 add", Dtype::bf16, 64, 4096, false, false, true},
+    {"forward bf16 64x4096 bias", Dtype::bf16, 64, 4096, false, true},
+    {"backward bf16 64x4096", Dtype::bf16, 64, 4096, true},
+    {"backward fp32 64x4096", Dtype::f32, 64, 4096, true},
+    {"backward fp16 64x4096", Dtype::f16, 64, 4096, true},
+    {"backward bf16 64x4096 add", Dtype::bf16, 64, 4096, true, false, true},
+    {"backward bf16 64x4096 dx", Dtype::bf16, 64, 4096, true, false, false, false},
+};
+
+// Calls visit with a function that makes the one call of the case.
+void with_call(const cpu::Kernels& kernels, const Case& c,
+               const std::function<void(std::function<void()>)>& visit) {
+  Random random(7);
+  Shape s;
+  s.types = {c.dtype, c.dtype, c.dtype, false};
+  s.rows = c.rows, s.n = s.k = c.n, s.bias = c.bias, s.residual = c.add, s.dw = c.dw;
+  if (c.backward) {
+    BackwardProblem problem(s, random);
+    const Backward args = problem.args();
+    visit([&] {
+      const cpu::Chunks chunks = cpu::plan(args);
+      kernels.backward(args, chunks, 0, chunks.count, false);
+      if (args.dw) kernels.merge(args, chunks, 0, args.n);
+    });
+  } else {
+    ForwardProblem problem(s, random);
+    const Forward args = problem.args();
+    visit([&] { kernels.forward(args, 0, args.rows, false); });
+  }
+}
+
+// Instructions between two stops of a child process that makes the call.
+long step_through(const std::function<void()>& call) {
+  const pid_t child = fork();
+  if (child == 0) {
+    ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
+    raise(SIGSTOP);
+    call();
+    raise(SIGSTOP);
+    _exit(0);
+  }
+  int status = 0;
+  if (child < 0 || waitpid(child, &status, 0) != child || !WIFSTOPPED(status)) return -1;
+  long steps = 0;
+  for (; ptrace(PTRACE_SINGLESTEP, child, nullptr, nullptr) == 0; ++steps) {
+    if (waitpid(child, &status, 0) != child || !WIFSTOPPED(status) || WSTOPSIG(status) != SIGTRAP) break;
+  }
+  kill(child, SIGKILL);
+  waitpid(child, &status, 0);
+  return steps;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 3) {
+    for (const Case& c : cases) std::printf("%s: %lld\n", c.name, static_cast<long long>(c.rows * c.n));
+    return 0;
+  }
+  for (const cpu::Kernels* kernels : kernels_here()) {
+    if (std::strcmp(kernels->name, argv[1]) != 0) continue;
+    const bool step = std::strcmp(argv[2], "step") == 0;
+    const long nothing = step ? step_through([] {}) : 0;
+    for (const Case& c : cases) {
+      with_call(*kernels, c, [&](const std::function<void()>& call) {
+        if (step) {
+          std::printf("%s: %ld\n", c.name, step_through(call) - nothing);
+        } else {
+          CALLGRIND_ZERO_STATS;
+          call();
+          CALLGRIND_DUMP_STATS_AT(c.name);
+        }
+      });
+    }
+    return 0;
+  }
+  std::fprintf(stderr, "this machine has no %s\n", argv[1]);
+  return 1;
+}
