@@ -145,7 +145,7 @@ def run(results: Results, options: dict[str, Any]) -> None:
             bar.update()
         for case in grid:
             bar.set_description(case.key)
-            results.run(case.key, partial(time_case, case, device, seconds))
+            results.run(case.key, partial(time_case, case, device, seconds, options["full"]))
             bar.update()
         for name in models:
             bar.set_description(f"training, {name}")

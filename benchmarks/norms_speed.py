@@ -21,6 +21,7 @@ from .environment import where_it_fits
 from .harness import Contender, graphed, measure, threads, time_cuda, time_host
 from .norms_cases import HEADS, Case, Direction, Kind, minimal_bytes
 from .peers import Peer, present
+from .peers_cpu import present_cpu
 
 __all__ = ["EPS", "Inputs", "P", "add_norms", "norms", "time_case"]
 
@@ -138,13 +139,18 @@ def _errors(
     return errors
 
 
-def _peers(kind: Kind, device: torch.device) -> dict[str, tuple[Peer, Norm]]:
-    """Other projects' kernels, all for GPUs: name -> the peer and f(x, [residual,] w, b)."""
+def _peers(
+    kind: Kind, device: torch.device, runtimes: bool = False
+) -> dict[str, tuple[Peer, Norm]]:
+    """Other projects' kernels: name -> the peer and f(x, [residual,] w, b). ``runtimes``: on a CPU
+    those of other runtimes, which have the norm alone."""
 
     def without_bias(norm: Norm) -> Norm:
         return lambda *args: norm(*args[:-1])
 
     found = present(kind) if device.type == "cuda" else {}
+    if runtimes and device.type == "cpu" and kind == "speed":
+        found = present_cpu()
     return {name: (peer, without_bias(norm)) for name, (peer, norm) in found.items()}
 
 
@@ -194,12 +200,15 @@ def _copies(sources: Sequence[Tensor]) -> Iterator[Contender]:
             yield Contender(name, copy, [(to, source) for source in sources])
 
 
-def time_case(case: Case, device: torch.device, seconds: float) -> dict[str, Any]:
-    """One entry of the results: sizes, minimal bytes, errors and a Timing per contender."""
+def time_case(
+    case: Case, device: torch.device, seconds: float, runtimes: bool = False
+) -> dict[str, Any]:
+    """One entry of the results: sizes, minimal bytes, errors and a Timing per contender.
+    ``runtimes``: on a CPU against ONNX Runtime and OpenVINO, too, in fp32 forward."""
     # A backward alone is timed on one graph again and again, whose buffers must not be given away.
     donated = torch._functorch.config.patch(donated_buffer=case.direction != "backward")
     with threads(case.threads), donated:
-        return _time_case(case, device, seconds)
+        return _time_case(case, device, seconds, runtimes)
 
 
 def _sets(rows: int, tensor_bytes: int, device: torch.device) -> int:
@@ -238,7 +247,7 @@ def _inputs(case: Case, device: torch.device, sets: int) -> list[Inputs]:
     return made
 
 
-def _time_case(case: Case, device: torch.device, seconds: float) -> dict[str, Any]:
+def _time_case(case: Case, device: torch.device, seconds: float, runtimes: bool) -> dict[str, Any]:
     rows, n, each = case.rows, case.n, 2 if case.kind == "add" else 1
     tensor_bytes = rows * n * case.dtype.itemsize
     sets = _sets(rows, tensor_bytes, device)
@@ -250,7 +259,10 @@ def _time_case(case: Case, device: torch.device, seconds: float) -> dict[str, An
         if error:
             failed["torch_layer_norm"] = error
             del found["torch_layer_norm"]
+    plain = (case.dtype, case.weight, case.layout) == (torch.float32, "same", "contiguous")
     peers = _peers(case.kind, device)
+    if runtimes and plain and case.direction == "forward":
+        peers = _peers(case.kind, device, runtimes=True)
     in_place = [name for name, (peer, _) in peers.items() if peer.in_place]
     forward_only = [name for name, (peer, _) in peers.items() if not peer.backward]
     for name, (peer, norm) in peers.items():

@@ -4,8 +4,8 @@ Neither is a PyTorch operator, so each call hands the tensors over by pointer, w
 that is in its time. What is not: building and compiling the graph, once per weight. Threads are
 the runtime's own, as many as torch has.
 
-Not here, for there is no wheel for this torch (2026-11): IPEX (``ipex.llm.functional.rms_norm``, its
-last is for torch 2.8) and sgl-kernel (its wheels are for CUDA; the CPU's kernels are built from source).
+IPEX and sgl-kernel are not here: IPEX's last wheel (2.8.0) is for torch 2.8 alone, sgl-kernel's
+(0.3.21) are for CUDA (2026-11).
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ def _onnxruntime(module: Any) -> Norm:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
         options = module.SessionOptions()
         options.intra_op_num_threads = threads
+        # Its threads would otherwise spin through the turns of the others.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = ["CPUExecutionProvider"]
         session = module.InferenceSession(model.SerializeToString(), options, providers)
 
@@ -97,9 +99,9 @@ def _openvino(module: Any) -> Norm:
     return _once_per_weight(build)
 
 
-_CALL = "forward only, fp32; tensors handed over by pointer, the hand-over timed; own threads"
+_CALL = "forward only, fp32; tensors handed over by pointer, which is timed; own threads"
 CPU_PEERS = {
-    "onnxruntime": Peer("onnxruntime", _onnxruntime, False, _CALL),
+    "onnxruntime": Peer("onnxruntime", _onnxruntime, False, f"{_CALL}, which do not spin"),
     "openvino": Peer("openvino", _openvino, False, f"{_CALL}; the weight is a constant"),
 }
 

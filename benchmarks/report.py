@@ -38,7 +38,7 @@ COMPILED = {
     "torch_layer_norm_compiled": "nn.LayerNorm, compiled",
     "torch_layer_norm_eager": "nn.LayerNorm, eager",
 }
-OTHERS = ("liger", "quack", "flash_attn", "flashinfer")
+OTHERS = ("liger", "quack", "flash_attn", "flashinfer", "onnxruntime", "openvino")
 PEERS = ("torch_layer_norm", "torch_rms_norm", "compiled_rms_norm")
 
 

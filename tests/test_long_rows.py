@@ -1,10 +1,10 @@
-"""Rows of up to 2^31 elements and sums over many rows: errors relative to fp64 do not grow with them.
+"""Rows of up to 2^31 elements and sums over many rows: errors against fp64 do not grow with them.
 
-The kernels of each instruction set are driven from C++ (tests/cpp/kernels/long_rows.cpp), by rows that
-repeat themselves in memory; here the operators see whole tensors. ``large`` marks what needs many
-gigabytes: it runs where they are free."""
+The kernels of each instruction set are driven from C++ (tests/cpp/kernels/long_rows.cpp), by rows
+that repeat themselves in memory; here the operators see whole tensors. ``large`` marks what needs
+many gigabytes: it runs where they are free."""
 
-import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,10 +18,12 @@ CHUNK = 1 << 20
 
 
 def available_gb() -> float:
+    """Of memory that is free or can be made free; 0 where nobody says."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    except (ValueError, OSError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
         return 0.0
+    return sum(int(s.split()[1]) / 2**20 for s in lines if s.startswith("MemAvailable:"))
 
 
 def need(gigabytes: float) -> None:
@@ -72,7 +74,8 @@ def test_backward(p: float | None) -> None:
     dy = x + torch.randn(1, n)  # so that the dot product is large
     x.requires_grad_()
     rms_norm(x, (n,), weight, 0.0, p=p).backward(dy)
-    assert x.grad is not None and weight.grad is not None
+    assert x.grad is not None
+    assert weight.grad is not None
     k = n if p is None else int(n * p)
     detached = x.detach()[0]
     r = (dot64(detached[:k], detached[:k]) / k) ** -0.5
@@ -91,7 +94,8 @@ def test_gradients_of_many_rows() -> None:
     x, dy = torch.rand(rows, n) + 0.5, torch.rand(rows, n) + 0.5  # nothing cancels
     weight, bias = torch.ones(n, requires_grad=True), torch.zeros(n, requires_grad=True)
     rms_norm(x, (n,), weight, 0.0, bias=bias).backward(dy)
-    assert weight.grad is not None and bias.grad is not None
+    assert weight.grad is not None
+    assert bias.grad is not None
     x64 = x.double()
     r = (x64 * x64).mean(-1, keepdim=True).rsqrt()
     assert relative(weight.grad, (dy.double() * x64 * r).sum(0)) < 2 * FEW

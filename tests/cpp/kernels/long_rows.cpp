@@ -76,10 +76,10 @@ void long_row(Checker& check, const cpu::Kernels& kernels, Dtype dtype, int64_t 
   }
   weight.write(), dy.write();
   const double u = unit(dtype), periods = static_cast<double>(n) / x.period().count();
-  double squares = 0, dot = 0;
+  long double squares = 0, dot = 0;
   for (int64_t i = 0; i < x.period().count(); ++i) {
-    squares += x.period()[i] * x.period()[i];
-    dot += x.period()[i] * dy.period()[i] * weight.period()[i];
+    const long double v = x.period()[i];
+    squares += v * v, dot += v * dy.period()[i] * weight.period()[i];
   }
   squares *= periods, dot *= periods;
 
@@ -88,7 +88,7 @@ void long_row(Checker& check, const cpu::Kernels& kernels, Dtype dtype, int64_t 
   f.rows = 1, f.n = f.k = n, f.eps = 1e-6, f.x_dtype = f.w_dtype = f.y_dtype = dtype;
   f.x = x.row(), f.weight = weight.data(), f.y = out.data(), f.rstd = rstd.data();
   kernels.forward(f, 0, 1, false);
-  const double r = 1 / std::sqrt(squares / n + 1e-6);
+  const double r = static_cast<double>(1 / std::sqrt(squares / n + 1e-6L));
   // A block of 4096 columns has at most 256 additions per lane, of two roundings each where there is no
   // fma. In a row of one number they may all go the same way; in noise a few are left.
   const double few = kind == 1 ? 128 * u : 12 * u;
@@ -103,7 +103,7 @@ void long_row(Checker& check, const cpu::Kernels& kernels, Dtype dtype, int64_t 
   b.rows = 1, b.n = b.k = n, b.x_dtype = b.w_dtype = b.dy_dtype = dtype;
   b.dy = dy.row(), b.x = x.row(), b.weight = weight.data(), b.rstd = rstd.data(), b.dx = out.data();
   kernels.backward(b, cpu::plan(b), 0, 1, false);
-  const double c = rstd[0] * rstd[0] * dot / n;
+  const double c = static_cast<double>(rstd[0] * rstd[0] * dot / n);
   const Array& dx = out.read();
   for (int64_t i = 0; i < dx.count(); ++i) {
     const double g = dy.period()[i] * weight.period()[i], pull = x.period()[i] * c;
@@ -126,9 +126,9 @@ void many_rows(Checker& check, const cpu::Kernels& kernels, Dtype dtype, int64_t
   kernels.backward(b, chunks, 0, chunks.count, false);
   kernels.merge(b, chunks, 0, b.n);
   for (int64_t j = 0; j < s.n; ++j) {
-    double dw = 0, db = 0;
+    long double dw = 0, db = 0;
     for (int64_t i = 0; i < rows; ++i) {
-      dw += p.dy[i * s.n + j] * p.x[i * s.n + j] * p.rstd[i];
+      dw += static_cast<long double>(p.dy[i * s.n + j]) * p.x[i * s.n + j] * p.rstd[i];
       db += p.dy[i * s.n + j];
     }
     const double few = 24 * unit(dtype);
@@ -137,8 +137,8 @@ void many_rows(Checker& check, const cpu::Kernels& kernels, Dtype dtype, int64_t
         return std::string(kernels.name) + " " + what + ", " + name(dtype) + " rows " + std::to_string(rows);
       };
     };
-    check.near(p.dw[j], dw, dw * few, where("dw"));
-    check.near(p.db[j], db, db * few, where("db"));
+    check.near(p.dw[j], static_cast<double>(dw), static_cast<double>(dw) * few, where("dw"));
+    check.near(p.db[j], static_cast<double>(db), static_cast<double>(db) * few, where("db"));
   }
 }
 
