@@ -193,14 +193,11 @@ void backward_chunks(const Backward& b, const Chunks& plan, int64_t begin, int64
   using Run = void (*)(const Backward&, int64_t, int64_t, T*, T*, bool);
   Run run = backward_rows<Types, BackwardOptions{}>;
   const bool plain = b.dx && b.weight && b.weight_offset == 0 && b.k == b.n && !b.db;
-  settle<Types::kSettled>(plain, [&](auto is_plain) {
-    if constexpr (is_plain.value) {
-      settle(b.dw != nullptr, [&](auto dw) {
-        settle(b.dsum.data != nullptr,
-               [&](auto dsum) { run = backward_rows<Types, BackwardOptions{true, dw.value, dsum.value}>; });
-      });
-    }
-  });
+  if constexpr (Types::kSettled) {
+    if (plain && b.dw && b.dsum.data) run = backward_rows<Types, BackwardOptions{true, true, true}>;
+    if (plain && b.dw && !b.dsum.data) run = backward_rows<Types, BackwardOptions{true, true, false}>;
+    if (plain && !b.dw && !b.dsum.data) run = backward_rows<Types, BackwardOptions{true, false, false}>;
+  }
   for (int64_t c = begin; c < end; ++c) {
     T* const partial = static_cast<T*>(b.workspace) + c * plan.per_chunk;
     T* const dw = b.dw ? partial : nullptr;

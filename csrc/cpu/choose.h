@@ -6,6 +6,11 @@
 namespace fused_rmsnorm::cpu {
 namespace {
 
+template <class E>
+constexpr bool kIsBf16 = false;
+template <>
+constexpr bool kIsBf16<bf16> = true;
+
 // The dtypes of x (and dx, sums), weight (and bias, dw, db) and y (and dy).
 template <class XType, class WType, class YType, bool kLlamaMode = false>
 struct Types {
@@ -16,8 +21,11 @@ struct Types {
   static constexpr bool kLlama = kLlamaMode;
   // What weights and dy can bring.
   static constexpr Nans kNans = sizeof(W) == 2 && sizeof(Y) == 2 ? Nans::upper : Nans::any;
-  // Whether common calls have kernels of their own. fp64 and llama mode with a wide weight are rare.
-  static constexpr bool kSettled = kSettleCommonCalls && sizeof(X) < 8 && !(kLlama && sizeof(W) > sizeof(X));
+  // Whether common calls have kernels of their own: in the dtypes that people train and serve in, since
+  // each takes its time to compile.
+  static constexpr bool kOneType = !kLlama && sizeof(W) == sizeof(X);
+  static constexpr bool kSettled =
+      kSettleCommonCalls && sizeof(X) < 8 && (kOneType || (kIsBf16<X> && sizeof(Y) == sizeof(X)));
 };
 
 // visit(Types<...>{}) of the combination asked for; norm.h lists them all.

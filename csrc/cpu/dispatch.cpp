@@ -79,14 +79,13 @@ bool supported(const Kernels&) { return true; }
 // Up to 128 chunks, each of enough work. A partial is written and read once per chunk: with 16 rows a
 // few per cent of the rows' own traffic. The first eight may have four rows each, for otherwise 16 rows
 // of 4096 would keep one thread only. A power of two, so that two, four or eight threads get equal shares
-// (80 x 1000: four chunks of 20 rows, not five, of 17 and 12). Beyond 128 only lest a chunk have more than
-// 1024 rows: the error of a column's sum grows with the rows that are added one after the other. The
-// workspace stays below 1 / 256 of x. From rows and n alone.
+// (80 x 1000: four chunks of 20 rows, not five, of 17 and 12). No chunk has more than 1024 rows, though:
+// the error of a column's sum grows with the rows that are added one after the other. From rows and n alone.
 Chunks plan(const Backward& b) {
   const int64_t grain = ceil_div(kBackwardGrain, b.n);
   const auto least_rows = [&](int64_t count) { return std::max<int64_t>(grain, count <= 8 ? 4 : 16); };
   int64_t count = 1;
-  while (count < 128 ? b.rows >= 2 * count * least_rows(2 * count) : b.rows > 1024 * count) count *= 2;
+  while (b.rows > 1024 * count || (count < 128 && b.rows >= 2 * count * least_rows(2 * count))) count *= 2;
   Chunks c;
   c.rows_per_chunk = std::max<int64_t>(1, ceil_div(b.rows, count));
   c.count = ceil_div(b.rows, c.rows_per_chunk);

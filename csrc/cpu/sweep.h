@@ -112,10 +112,13 @@ class Sweep {
   using Dest = typename StoreKind<kStream>::type;
   static constexpr int kWidth = Pack<T>::width;
   static constexpr int kPackBytes = kWidth * sizeof(Out);
-  // A step streams whole lines. Twice as many packs would save little more, and leave more to the ends.
-  static constexpr int kPacks = kWidth * sizeof(T) >= 2 * kLine ? 2 : 4;
-  static constexpr int kStep = kPacks * kWidth;
-  static_assert(kStep * sizeof(Out) % kLine == 0 && kFoldColumns % kStep == 0);
+  // A step streams whole lines. Of common calls it has more packs, so that a step's own instructions are
+  // shared by more elements; more code to compile, though.
+  static constexpr int kLeast = 2 * kPackBytes >= kLine ? 2 : 4;
+  static constexpr int kPacks = K::kPlain && kWidth * sizeof(T) < 2 * kLine ? 4 : kLeast;
+  static constexpr int kStep = kPacks * kWidth, kSmallStep = kLeast * kWidth;
+  static_assert(kSmallStep * sizeof(Out) % kLine == 0 && kStep % kSmallStep == 0 &&
+                kFoldColumns % kStep == 0);
 
   struct Turn {
     int64_t write;          // the row to write
@@ -151,28 +154,42 @@ class Sweep {
       const int64_t end = both_end < fold_at ? both_end : fold_at;
       for (; i != end; i += kStep) {
         stat.template prefetch<kStep>(i);
-        fetch_outputs(row, i);
+        fetch_outputs<kStep>(row, i);
 #pragma GCC unroll 4
         for (int u = 0; u < kPacks; ++u) both_steps(stat, lanes[u % 2], row, i + u * kWidth);
       }
       fold_here();
     }
-    for (int64_t j = i; __builtin_expect(j < write_end, false); j += kStep) {
-      stat.template prefetch<kStep>(j);
-      fetch_outputs(row, j);
+    if constexpr (kWrite) {
+      for (int64_t j = i; __builtin_expect(j < write_end, false); j += kSmallStep) {
+        stat.template prefetch<kSmallStep>(j);
+        fetch_outputs<kSmallStep>(row, j);
 #pragma GCC unroll 4
-      for (int u = 0; u < kPacks; ++u) write_step(row, j + u * kWidth, Full{}, Dest{});
+        for (int u = 0; u < kLeast; ++u) write_step(row, j + u * kWidth, Full{}, Dest{});
+      }
+    } else {
+      while (i != stat_end) {
+        const int64_t end = stat_end < fold_at ? stat_end : fold_at;
+        for (; i != end; i += kSmallStep) {
+          stat.template prefetch<kSmallStep>(i);
+#pragma GCC unroll 4
+          for (int u = 0; u < kLeast; ++u) stat.step(lanes[u % 2], i + u * kWidth, Full{});
+        }
+        fold_here();
+      }
     }
-    while (__builtin_expect(i != stat_end, false)) {
-      const int64_t end = stat_end < fold_at ? stat_end : fold_at;
-      for (; i != end; i += kStep) {
-        stat.template prefetch<kStep>(i);
-#pragma GCC unroll 4
-        for (int u = 0; u < kPacks; ++u) stat.step(lanes[u % 2], i + u * kWidth, Full{});
+    // A few packs after the last whole step, and those that a write begun within a line left over.
+    if (i < stat_n) {
+#pragma GCC unroll 1
+      for (; i + kWidth <= stat_n; i += kWidth) {
+        fold_here();
+        stat.step(lanes[0], i, Full{});
+        const Pack<T> next = lanes[1];
+        lanes[1] = lanes[0], lanes[0] = next;
       }
       fold_here();
+      if (i < stat_n) stat.step(lanes[0], i, Part{static_cast<int>(stat_n - i)});
     }
-    if (stat_end < stat_n) finish_stat(stat, stat_end, stat_n, lanes);
     if constexpr (kStream && kWrite) {
       stage_rest(row, write_end, write_n, outputs);
     } else if (write_end < write_n) {
@@ -194,11 +211,11 @@ class Sweep {
   }
 
   // The lines of a step's ordinary stores, some way ahead.
-  template <class Row>
+  template <int count, class Row>
   [[gnu::always_inline]] static void fetch_outputs(const Row& row, int64_t i) {
     if constexpr (!kStream) {
-      fetch<1, kStep>(row.out() + i + kStoreAheadBytes / sizeof(Out));
-      if constexpr (K::kTwoOutputs) fetch<1, kStep>(row.second() + i + kStoreAheadBytes / sizeof(Second));
+      fetch<1, count>(row.out() + i + kStoreAheadBytes / sizeof(Out));
+      if constexpr (K::kTwoOutputs) fetch<1, count>(row.second() + i + kStoreAheadBytes / sizeof(Second));
     }
   }
 
@@ -217,19 +234,6 @@ class Sweep {
       stat.step(sum, i, Full{});
       write_step(row, i, Full{}, Dest{});
     }
-  }
-
-  // The columns of a statistic after its last whole step.
-  template <class Stat>
-  [[gnu::always_inline]] static void finish_stat(const Stat& stat, int64_t i, int64_t n,
-                                                 Pack<T> (&lanes)[2]) {
-#pragma GCC unroll 1
-    for (; i + kWidth <= n; i += kWidth) {
-      stat.step(lanes[0], i, Full{});
-      const Pack<T> next = lanes[1];
-      lanes[1] = lanes[0], lanes[0] = next;
-    }
-    if (i < n) stat.step(lanes[0], i, Part{static_cast<int>(n - i)});
   }
 
   // The columns of a row after its last whole step, by ordinary stores.

@@ -133,7 +133,8 @@ void cuts(Checker& check) {
     check.that(c.count >= 1 && c.count <= std::max<int64_t>(128, b.rows / 512), where);
     check.that(c.rows_per_chunk <= 1024, where);
     check.that(c.rows_per_chunk * c.count >= b.rows && c.rows_per_chunk * (c.count - 1) < b.rows, where);
-    check.that(c.count == 1 || (c.rows_per_chunk >= 4 && c.rows_per_chunk * b.n >= 16384), where);
+    const bool enough_work = c.rows_per_chunk >= 4 && c.rows_per_chunk * b.n >= 16384;
+    check.that(c.count == 1 || enough_work || c.rows_per_chunk > 512, where);
     check.that(c.count <= 8 || c.rows_per_chunk >= 16, where);
   }
   const int64_t measured[][3] = {{1, 65536, 1},     {7, 65536, 1},      {8, 16384, 2},     {16, 4096, 4},
