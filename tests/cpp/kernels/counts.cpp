@@ -10,11 +10,13 @@
 
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
+#include <vector>
 
 #include "../../../csrc/cpu/kernels.h"
-#include "../problem.h"
 #include "here.h"
 #if __has_include(<valgrind/callgrind.h>)
 #include <valgrind/callgrind.h>
@@ -51,26 +53,37 @@ const Case cases[] = {
     {"backward bf16 64x4096 dx", Dtype::bf16, 64, 4096, true, false, false, false},
 };
 
-// Calls visit with a function that makes the one call of the case.
-void with_call(const cpu::Kernels& kernels, const Case& c,
-               const std::function<void(std::function<void()>)>& visit) {
-  Random random(7);
-  Shape s;
-  s.types = {c.dtype, c.dtype, c.dtype, false};
-  s.rows = c.rows, s.n = s.k = c.n, s.bias = c.bias, s.residual = c.add, s.dw = c.dw;
-  if (c.backward) {
-    BackwardProblem problem(s, random);
-    const Backward args = problem.args();
-    visit([&] {
-      const cpu::Chunks chunks = cpu::plan(args);
-      kernels.backward(args, chunks, 0, chunks.count, false);
-      if (args.dw) kernels.merge(args, chunks, 0, args.n);
-    });
-  } else {
-    ForwardProblem problem(s, random);
-    const Forward args = problem.args();
-    visit([&] { kernels.forward(args, 0, args.rows, false); });
+// Zeros, from a line's start: what is counted does not depend on the numbers.
+char* zeros(int64_t bytes) {
+  static std::vector<std::unique_ptr<char[]>> kept;
+  kept.push_back(std::make_unique<char[]>(bytes + 64));
+  char* const p = kept.back().get();
+  return p + (64 - reinterpret_cast<uintptr_t>(p) % 64);
+}
+
+// The one call of the case.
+std::function<void()> call_of(const cpu::Kernels& kernels, const Case& c) {
+  const int64_t size = size_of(c.dtype), whole = c.rows * c.n * size;
+  const auto rows = [&] { return Rows{zeros(whole), 1, c.n, 0}; };
+  if (!c.backward) {
+    Forward f;
+    f.rows = c.rows, f.n = f.k = c.n, f.eps = 1, f.x_dtype = f.w_dtype = f.y_dtype = c.dtype;
+    f.x = rows(), f.weight = zeros(c.n * size), f.y = zeros(whole), f.rstd = zeros(c.rows * 4);
+    if (c.bias) f.bias = zeros(c.n * size);
+    if (c.add) f.residual = rows(), f.sum = zeros(whole);
+    return [&kernels, f] { kernels.forward(f, 0, f.rows, false); };
   }
+  Backward b;
+  b.rows = c.rows, b.n = b.k = c.n, b.x_dtype = b.w_dtype = b.dy_dtype = c.dtype;
+  b.x = rows(), b.dy = rows(), b.weight = zeros(c.n * size), b.rstd = zeros(c.rows * 4), b.dx = zeros(whole);
+  if (c.dw) b.dw = zeros(c.n * size);
+  if (c.add) b.dsum = rows();
+  b.workspace = zeros(cpu::backward_workspace(b));
+  return [&kernels, b] {
+    const cpu::Chunks chunks = cpu::plan(b);
+    kernels.backward(b, chunks, 0, chunks.count, false);
+    if (b.dw) kernels.merge(b, chunks, 0, b.n);
+  };
 }
 
 // Instructions between two stops of a child process that makes the call.
@@ -106,15 +119,14 @@ int main(int argc, char** argv) {
     const bool step = std::strcmp(argv[2], "step") == 0;
     const long nothing = step ? step_through([] {}) : 0;
     for (const Case& c : cases) {
-      with_call(*kernels, c, [&](const std::function<void()>& call) {
-        if (step) {
-          std::printf("%s: %ld\n", c.name, step_through(call) - nothing);
-        } else {
-          CALLGRIND_ZERO_STATS;
-          call();
-          CALLGRIND_DUMP_STATS_AT(c.name);
-        }
-      });
+      const std::function<void()> call = call_of(*kernels, c);
+      if (step) {
+        std::printf("%s: %ld\n", c.name, step_through(call) - nothing);
+      } else {
+        CALLGRIND_ZERO_STATS;
+        call();
+        CALLGRIND_DUMP_STATS_AT(c.name);
+      }
     }
     return 0;
   }
