@@ -96,6 +96,7 @@ def test_row(row: Row) -> None:
 
     swapped = replace_rms_norm_(nn.ModuleDict({"norm": norm}))
     assert set(swapped) == ({"norm"} if row.swapped else set())
+    assert set(swapped.left) == (set() if row.swapped else {"norm"})
     assert row.swapped == (row.options is not None)
     if row.options is None:
         return
