@@ -35,7 +35,7 @@ $(shell mkdir -p $(STAMPS); echo '$(SETTINGS)' | cmp -s - $(STAMPS)/settings || 
 endif
 ENSURE = $(PY) requirements/ensure.py
 
-.PHONY: build bench bench-full paper gpu test dist lint format clean
+.PHONY: build bench bench-full paper models gpu test dist lint format clean
 
 build: $(STAMPS)/built
 
@@ -49,6 +49,10 @@ bench-full: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
 # The paper's models, claims and properties. PAPER_ARGS, e.g. --only time --scale 1: at their published sizes
 paper: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
 	$(PY) -m benchmarks.paper $(PAPER_ARGS)
+
+# Models of transformers, with their norms swapped and without. MODELS_ARGS, e.g. --models llama --layers 4
+models: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
+	$(PY) -m benchmarks.models $(MODELS_ARGS)
 
 # On a machine with a GPU: build, test, compute-sanitizer, benchmark. GPU_ARGS, e.g. --stages bench.
 # Works with what is there, without a network: a stage that lacks something says what and fails alone.

@@ -12,6 +12,7 @@ from torch import nn
 pytest.importorskip("benchmarks.paper", reason="needs the repository's root on the path")
 pytest.importorskip("sklearn", reason="the digits: benchmarks/requirements.txt")
 
+from tables import rows_starting
 from tiny_models import tiny
 
 import benchmarks.paper.__main__ as paper
@@ -149,11 +150,6 @@ def tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SHORT = ["--seconds", "0", "--steps", "4", "--seeds", "1", "--device", "cpu", "--out"]
-
-
-def rows_starting(text: str, first: str) -> list[list[str]]:
-    lines = (line for line in text.splitlines() if line.startswith(f"| {first} |"))
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 @pytest.mark.usefixtures("tiny_models")

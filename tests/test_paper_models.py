@@ -15,7 +15,7 @@ pytest.importorskip("benchmarks.paper", reason="needs the repository's root on t
 from tiny_models import tiny
 
 from benchmarks.paper.cells import GRU, LSTM
-from benchmarks.paper.models import MODELS
+from benchmarks.paper.models import MODELS, speech
 from benchmarks.paper.norms import EPS, LABELS, NORMS, make_norm
 
 
@@ -119,6 +119,8 @@ def test_what_the_paper_normalises():
     assert len(whole("rnnsearch")) == 4 * (4 * 4 + 1) + 3
     # Two directions of document and question.
     assert len(whole("attentive_reader")) == 2 * 3 * (4 + 3)
+    # Each convolution and what comes out of the last; two of a block, and the last.
+    assert whole("speech") == 7 * [16] + [16] + 2 * 2 * [32] + [32]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -143,6 +145,7 @@ def test_sizes_are_the_published_ones():
         "attentive_reader": {"state": 240, "batch": 64},
         "order_embeddings": {"state": 1024, "words": 300, "batch": 128, "margin": 0.05},
         "convpool_cnn": {"narrow": 96, "wide": 192, "batch": 100},
+        "speech": {"channels": 512, "width": 768, "heads": 12, "positions": 128, "span": 10},
     }
     for model, sizes in expected.items():
         found = dataclasses.asdict(MODELS[model].sizes())
@@ -158,3 +161,28 @@ def test_scale_leaves_every_width(model):
     assert shrunk
     assert shrunk <= {"vocabulary", "batch", "length", "document", "question"}
     assert all(small[k] < full[k] for k in shrunk)
+
+
+def test_frames_of_speech_are_masked_in_spans():
+    sizes = dataclasses.replace(speech.Sizes(), batch=64)
+    mask = speech.masked_spans(sizes, torch.Generator().manual_seed(0))
+    assert mask.shape == (64, 250)
+    assert mask.any(1).all()
+    # Spans overlap: of a half that could be masked, 1 - exp(-1 / 2) are.
+    assert 0.36 < mask.double().mean() < 0.43
+    for row in mask[:, : -sizes.span].int().tolist():  # at the end, spans are cut off
+        runs = "".join(map(str, row)).split("0")
+        assert all(len(run) >= sizes.span for run in runs[:-1] if run)
+
+
+def test_speech_sees_a_masked_frame_by_its_surroundings_alone():
+    """What a masked frame sounds like changes nothing, as far as its convolutions reach."""
+    sizes = tiny("speech")
+    sound, _, classes = speech.batch(sizes, torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    model = speech.SpeechEncoder(make_norm("rms_norm"), sizes)
+    everything, nothing = (torch.full(classes.shape, value) for value in (True, False))
+    other = sound.flip(0)
+    assert torch.equal(model.logits(sound, everything), model.logits(other, everything))
+    assert not torch.equal(model.logits(sound, nothing), model.logits(other, nothing))
+    assert model.logits(sound, nothing).shape == (*classes.shape, sizes.classes)

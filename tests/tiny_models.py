@@ -46,6 +46,17 @@ TINY = {
     "dit": {"width": 32, "heads": 2, "layers": 2, "tokens": 6, "batch": 2},
     "mamba2": {"width": 32, "inner": 64, "state": 8, "head": 16, "batch": 2, "length": 5},
     "dna_cnn": {"channels": 32, "layers": 2, "kernel": 5, "length": 12, "batch": 2},
+    "speech": {
+        "channels": 16,
+        "width": 32,
+        "heads": 2,
+        "layers": 2,
+        "positions": 4,
+        "classes": 5,
+        "span": 2,
+        "batch": 2,
+        "length": 6,
+    },
 }
 
 

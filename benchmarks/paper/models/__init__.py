@@ -18,6 +18,7 @@ from . import (
     mamba2,
     order_embeddings,
     rnnsearch,
+    speech,
     transformer,
     vit,
 )
@@ -75,4 +76,5 @@ MODELS: dict[str, Spec] = {
     "dit": _spec("DiT-S blocks", dit, "DiffusionTransformer"),
     "mamba2": _spec("Mamba-2 blocks", mamba2, "Mamba2"),
     "dna_cnn": _spec("DNA 1-D CNN", dna_cnn, "DnaCNN"),
+    "speech": _spec("Speech encoder (HuBERT)", speech, "SpeechEncoder"),
 }

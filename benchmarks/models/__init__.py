@@ -1,0 +1,1 @@
+"""What swapping the norms is worth in models of transformers, made with random weights."""
