@@ -1,18 +1,24 @@
 """Everything that needs a GPU, in one command: ``make gpu`` or ``python -m benchmarks.gpu``.
 
-Stages, each with a time limit and each selectable, so that a run can be split:
+Stages, each with a time limit of nine minutes and each selectable, so that a run can be split. With
+the first minutes on a GPU, "--stages build first" answers the most.
 
 build      for the GPU that is there; a build without CUDA is a failure
-test       the whole test suite, which then runs on the GPU too: test/gpu, and test/host, the tests
-           that look at the kernels without one (emulator, PTX, C++)
+first      200 cases of every family, dtype and direction against fp64; ten lines of bandwidth
+test       the test suite, which then runs on the GPU too
+host       the tests that look at the kernels without a GPU (emulator, PTX, C++)
 sanitize   compute-sanitizer (memcheck, racecheck, synccheck, initcheck) over every launch plan
 bench      the grid against F.layer_norm, F.rms_norm, compiled F.rms_norm and the peers installed;
            over its limit it keeps what it has, and the same command goes on from there
+routes     F.rms_norm with and without torch's CuTe DSL kernels, Liger by each of its back ends, and
+           the names of the kernels that ran: see benchmarks.routes
 paper      a training step of each of the paper's models with each norm
 
-Works offline: a stage that lacks a program or package says so and fails alone. Writes gpu.json
-(what ran, how it ended), norms.json, paper.json and their tables and plots into --out. With --cpu
-every stage runs on the CPU in a small form, to see that the command itself works.
+--go-on leaves out what has already succeeded in --out. Works offline: a stage that lacks a program
+or package says so and fails alone; --wheels FOLDER installs the wheels of the peers that were
+carried there, for this run only. Writes gpu.json (what ran, how it ended), norms.json, paper.json
+and their tables and plots into --out. With --cpu every stage runs on the CPU in a small form, to
+see that the command itself works.
 """
 
 from __future__ import annotations
@@ -36,9 +42,10 @@ from torch import Tensor
 
 from .environment import environment, hardware_slug
 from .peers import absent
+from .routes import ROUTES
 
 ROOT = Path(__file__).parents[1]
-LIBRARY = ROOT / "python" / "fused_rmsnorm" / "lib" / "libfused_rmsnorm.so"
+LIBRARY = ROOT / "python" / "fused_rmsnorm" / "lib" / "libfused_rmsnorm_kernels.so"
 HOST_TESTS = ("test_cuda_emulated", "test_cuda_ptx", "test_cpu_kernels", "test_cpp")
 BUILT = """\
 import json, sys, fused_rmsnorm
@@ -46,10 +53,18 @@ info = fused_rmsnorm.build_info()
 print(json.dumps(info, indent=1))
 sys.exit(sys.argv[1] == "cuda" and not info["cuda"] and "built without CUDA")
 """
-STAGES = ("build", "test", "sanitize", "bench", "paper")
+STAGES = ("build", "first", "test", "host", "sanitize", "bench", "routes", "paper")
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 # Rows short and long, aligned and not, registers, clusters and two passes.
 PROBED = (8, 64, 100, 128, 1000, 1024, 4096, 4097, 16384, 40000, 131072, 300000)
+# With two layouts and four dtypes 200 cases.
+FIRST = (
+    *(1, 2, 3, 7, 16, 33, 80, 129, 256, 500, 513, 768, 2048),
+    *PROBED,
+)
+# Rows of memory, and QK-norm; each forward, and forward and backward.
+BANDWIDTH = ("32768x1024", "32768x4096", "8192x16384", "32768x4097", "648720x128")
+ROUTED = ("32768x1024", "32768x4096", "8192x16384")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -57,13 +72,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    add("--limit", type=float, default=540.0, help="seconds per command (default 540)")
+    add("--limit", type=float, default=540.0, help="seconds per stage (default 540)")
+    add("--go-on", action="store_true", help="leave out what has succeeded before")
+    add("--wheels", type=Path, help="folder of wheels to install for this run")
     add("--seconds", type=float, default=0.5, help="per case of the benchmark")
     add("--tests", nargs="+", metavar="PATH", help="for the stage test, instead of the whole suite")
     add("--grid", nargs="+", metavar="GRID", help="for the stage bench: see benchmarks.bench_norms")
     add("--out", type=Path, help="folder of the results")
     add("--cpu", action="store_true", help="a small run of every stage without a GPU")
     add("--probe", choices=("cpu", "cuda"), help="only: the kernels that sanitize looks at")
+    add("--lengths", choices=("probed", "first"), default="probed", help="with --probe: of rows")
     return parser.parse_args(argv)
 
 
@@ -73,16 +91,25 @@ def commands(stage: str, args: argparse.Namespace) -> Iterator[tuple[str, list[s
     if stage == "build":
         yield "build/compile", [python, "cmake/build.py"]
         yield "build/check", [python, "-c", BUILT, device]
-    elif stage == "test":
+    elif stage == "first":
+        probe = [python, "-m", "benchmarks.gpu", "--probe", device, "--lengths", "first"]
+        yield "first/check", probe
+        yield "first/bandwidth", bench_of(BANDWIDTH, args, "first")
+    elif stage == "routes":
+        for name in list(ROUTES)[: 2 if args.cpu else None]:
+            yield f"routes/{name}/kernels", [python, "-m", "benchmarks.routes", "--device", device]
+            yield f"routes/{name}/bench", bench_of(ROUTED, args, f"routes/{name}")
+    elif stage in ("test", "host"):
         pytest = [python, "-m", "pytest", "-rs"]
         if find_spec("xdist"):
             pytest += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "loadfile"]
-        if args.tests or args.cpu:
+        host = [f"tests/{name}.py" for name in HOST_TESTS]
+        if stage == "host":
+            yield "host", [*pytest, *(["tests/test_registration.py"] if args.cpu else host)]
+        elif args.tests or args.cpu:
             yield "test/chosen", [*pytest, *(args.tests or ["tests/test_launch_plan.py"])]
         else:
-            host = [f"tests/{name}.py" for name in HOST_TESTS]
             yield "test/gpu", [*pytest, *(f"--ignore={path}" for path in host)]
-            yield "test/host", [*pytest, *host]
     elif stage == "sanitize":
         probe = [python, "-m", "benchmarks.gpu", "--probe", device]
         for tool in TOOLS if not args.cpu else ("none",):
@@ -103,10 +130,22 @@ def commands(stage: str, args: argparse.Namespace) -> Iterator[tuple[str, list[s
         yield "bench", [*bench, *(small if args.cpu else grid), "--only", "speed", "add", "latency"]
 
 
+def bench_of(shapes: Sequence[str], args: argparse.Namespace, folder: str) -> list[str]:
+    """A few shapes in bf16, uncompiled: half a minute, into a folder of its own."""
+    shapes = ("4x64", "3x129") if args.cpu else shapes
+    return [
+        *(sys.executable, "-m", "benchmarks.bench_norms", "--out", str(args.out / folder)),
+        *("--only", "speed", "--no-compile", "--dtypes", "bfloat16", "--shapes", *shapes),
+        *("--seconds", "0.02" if args.cpu else "0.5"),
+    ]
+
+
 def surroundings(part: str, cpu: bool) -> dict[str, str]:
     """The environment of a part. CUDA's programs are found where its installer puts them."""
     path = [str(ROOT / "python"), str(ROOT), os.environ.get("PYTHONPATH")]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in path if p)}
+    if part.startswith("routes/"):
+        env |= ROUTES[part.split("/")[1]]
     toolkit = Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda") / "bin"
     env["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), str(toolkit)])
     if not cpu:
@@ -149,7 +188,21 @@ def run(command: list[str], limit: float, env: dict[str, str] | None = None) -> 
     return {"command": command, "rc": rc, "seconds": seconds, "output": said[-4000:]}
 
 
-def probe(device: str) -> None:
+def install(wheels: Path, folder: Path) -> int:
+    """Puts every wheel of ``wheels`` where all parts of this run find it; without a network."""
+    found = sorted(str(p) for p in wheels.glob("*.whl"))
+    if not found:
+        print(f"no wheels in {wheels}")
+        return 1
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    rc = run([*pip, "--upgrade", "--target", str(folder), *found], 300)["rc"]
+    sys.path.insert(0, str(folder))
+    paths = [str(folder), os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
+    return 1 if rc is None else rc
+
+
+def probe(device: str, probed: Sequence[int] | None = None) -> None:
     """Every family and dtype, forward and backward, small batches; raises if a value is wrong.
 
     Each length twice: contiguous with a weight of x's dtype, which is all aligned; and two elements
@@ -171,8 +224,10 @@ def probe(device: str) -> None:
         return composite_rms_norm(total, w.numel(), w, 1e-6, bias=b, p=p)
 
     random = torch.Generator().manual_seed(0)
+    probed = PROBED if probed is None else probed
+    done = 0
     dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-    lengths = [n for n in PROBED if device == "cuda" or n < 5000]
+    lengths = [n for n in probed if device == "cuda" or n < 5000]
     for dtype, n, plain in itertools.product(dtypes, lengths, (True, False)):
         rows, wide = 3 if n > 20000 else 70, n + (0 if plain else 5)
         affine = dtype if plain else torch.promote_types(dtype, torch.float32)
@@ -205,6 +260,8 @@ def probe(device: str) -> None:
             if not error <= 4 * bound + 2 * slack * torch.finfo(dtype).eps:
                 what = f"{name} of {rows} x {n} {dtype}{'' if plain else ' in wider rows'}"
                 raise RuntimeError(f"{what}: {error:.2e}, {bound:.2e}")
+        done += 1
+    print(f"{done} cases right, forward and backward, on {device}")
 
 
 def _moved(t: Tensor, device: str, dtype: torch.dtype | None) -> Tensor:
@@ -218,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 if a stage failed, 2 without a GPU."""
     args = parse(argv)
     if args.probe:
-        probe(args.probe)
+        probe(args.probe, FIRST if args.lengths == "first" else PROBED)
         return 0
     if not args.cpu and not torch.cuda.is_available():
         print(f"no GPU: torch {torch.__version__} sees none. --cpu tries the command without.")
@@ -228,6 +285,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     out = args.out = (args.out or ROOT / "benchmarks" / "results" / hardware_slug()).resolve()
     out.mkdir(parents=True, exist_ok=True)
+    if args.wheels and install(args.wheels, ROOT / "build" / "peers"):
+        return 2
     summary: dict[str, Any] = {
         "mode": "cpu" if args.cpu else "gpu",
         "environment": None,
@@ -244,9 +303,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stage in sorted(set(args.stages), key=STAGES.index):
         if stage != "build":  # a build is not to replace a library that is loaded here
             summary["environment"] = environment()
+        end = time.monotonic() + args.limit
         for name, command in commands(stage, args):
             ran.append(name)
-            summary["parts"][name] = run(command, args.limit, surroundings(name, args.cpu))
+            if args.go_on and summary["parts"].get(name, {}).get("rc") == 0:
+                continue
+            left = max(0.1, end - time.monotonic())
+            summary["parts"][name] = run(command, left, surroundings(name, args.cpu))
             (out / "gpu.json").write_text(json.dumps(summary, indent=1) + "\n")
         partial = out / "norms.partial.json"
         if stage == "bench" and partial.exists():  # readable as far as it got

@@ -36,7 +36,7 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[st
                     subprocess.Popen(command, stdout=out, stderr=out, env=environment())
                 )
         try:
-            codes = [process.wait(timeout=400) for process in processes]
+            codes = [process.wait(timeout=1800) for process in processes]
         finally:
             for process in processes:
                 process.kill()

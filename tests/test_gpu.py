@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ import torch
 import fused_rmsnorm
 
 gpu = pytest.importorskip("benchmarks.gpu", reason="needs the repository's root on the path")
+
+
+UNHURRIED = ("--limit", "7200")  # the machine may be busy with other things
 
 
 def outcome(folder: Path) -> dict[str, dict[str, object]]:
@@ -32,7 +37,7 @@ def test_small_form_of_the_later_stages(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PYTHONPATH", without(tmp_path / "lacks", "tqdm", "matplotlib"))
     out = tmp_path / "out"
     stages = ["--stages", "paper", "bench", "test", "sanitize"]
-    assert gpu.main(["--cpu", *stages, "--out", str(out)]) == 0
+    assert gpu.main(["--cpu", *stages, *UNHURRIED, "--out", str(out)]) == 0
     parts = outcome(out)
     assert list(parts) == ["test/chosen", "sanitize/none", "bench", "paper"]  # in their order
     assert all(p["rc"] == 0 for p in parts.values()), parts
@@ -44,6 +49,75 @@ def test_small_form_of_the_later_stages(tmp_path: Path, monkeypatch: pytest.Monk
     assert (out / "norms.md").read_text().count("\n| 4 × 64") >= 4
     assert "DNA 1-D CNN" in (out / "paper.md").read_text()
     assert not list(out.glob("*.png"))
+
+
+def test_small_form_of_the_first_minutes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Correctness, lines of bandwidth, what ran where; and a second run has nothing left to do."""
+    stages = ["--stages", "first", "host", "routes", *UNHURRIED, "--out", str(tmp_path)]
+    assert gpu.main(["--cpu", *stages]) == 0
+    parts = outcome(tmp_path)
+    assert list(parts) == [
+        *("first/check", "first/bandwidth", "host"),
+        *("routes/as-installed/kernels", "routes/as-installed/bench"),
+        *("routes/torch-aten/kernels", "routes/torch-aten/bench"),
+    ]
+    assert all(p["rc"] == 0 for p in parts.values()), parts
+    assert "cases right, forward and backward, on cpu" in str(parts["first/check"]["output"])
+    capsys.readouterr()
+    for shape in ("4 × 64", "3 × 129"):
+        assert str(parts["first/bandwidth"]["output"]).count(f"\n| {shape} | bfloat16 |") == 2
+    for route in ("as-installed", "torch-aten"):
+        ran = json.loads(str(parts[f"routes/{route}/kernels"]["output"]))
+        assert ran["torch"] == torch.__version__
+        assert any("rms_norm" in name for name in ran["F.rms_norm"])
+        assert (tmp_path / "routes" / route / "norms.json").exists()
+    assert gpu.main(["--cpu", "--go-on", *stages]) == 0
+    assert "+ " not in capsys.readouterr().out
+
+
+def test_the_first_stage_has_200_cases() -> None:
+    assert len(set(gpu.FIRST)) * 2 * 4 == 200
+
+
+def test_routes_are_chosen_by_the_environment() -> None:
+    """And by nothing else: the rest is as it was."""
+    for name, settings in gpu.ROUTES.items():
+        env = gpu.surroundings(f"routes/{name}/bench", cpu=True)
+        plain = gpu.surroundings("bench", cpu=True)
+        assert env == {**plain, **settings}
+    (aten,) = (settings for name, settings in gpu.ROUTES.items() if name == "torch-aten")
+    native = pytest.importorskip("torch._native.common_utils", reason="has no routes yet")
+    code = f"import {native.__name__} as n; print(n.check_native_jit_disabled())"
+    for settings, expected in (({}, "False"), (aten, "True")):
+        done = gpu.run([sys.executable, "-c", code], 100, {**os.environ, **settings})
+        assert done["output"].strip() == expected
+
+
+def wheel(folder: Path, name: str, code: str) -> None:
+    info = f"{name}-1.0.dist-info"
+    files = {
+        f"{name}.py": code,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{path},,\n" for path in (*files, f"{info}/RECORD"))
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
+        for path, text in {**files, f"{info}/RECORD": record}.items():
+            archive.writestr(path, text)
+
+
+def test_wheels_are_carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installed without a network, for the parts of this run alone."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    assert gpu.install(tmp_path, tmp_path / "site") == 1  # nothing there
+    wheel(tmp_path, "carried_peer", "answer = 42\n")
+    assert gpu.install(tmp_path, tmp_path / "site") == 0
+    code = "import carried_peer; print(carried_peer.answer)"
+    done = gpu.run([sys.executable, "-c", code], 100, gpu.surroundings("bench", cpu=True))
+    assert done["output"] == "42\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
@@ -75,8 +149,8 @@ def test_a_build_without_cuda_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_whole_suite_is_run_in_parts() -> None:
     """Each test file by exactly one of them."""
-    parts = dict(gpu.commands("test", gpu.parse([])))
-    host = {a for a in parts["test/host"] if a.startswith("tests/")}
+    parts = dict(p for stage in ("test", "host") for p in gpu.commands(stage, gpu.parse([])))
+    host = {a for a in parts["host"] if a.startswith("tests/")}
     assert host == {a.removeprefix("--ignore=") for a in parts["test/gpu"] if "--ignore" in a}
     assert host
     assert all((gpu.ROOT / path).exists() for path in host)
@@ -94,6 +168,23 @@ def test_a_stage_over_its_limit_fails_and_the_next_runs(
     assert gpu.main(["--cpu", *stages, "--out", str(tmp_path)]) == 1
     assert {name: p["rc"] for name, p in outcome(tmp_path).items()} == {"test": None, "bench": 0}
     assert float(str(outcome(tmp_path)["test"]["seconds"])) < 20  # what sh started is gone, too
+
+
+def test_the_parts_of_a_stage_share_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def commands(stage: str, args: object):
+        yield f"{stage}/a", ["sh", "-c", "sleep 30; true"]
+        yield f"{stage}/b", ["sh", "-c", "sleep 30; true"]
+
+    monkeypatch.setattr(gpu, "commands", commands)
+    begun = time.monotonic()
+    assert gpu.main(["--cpu", "--stages", "bench", "--limit", "1", "--out", str(tmp_path)]) == 1
+    assert {name: p["rc"] for name, p in outcome(tmp_path).items()} == {
+        "bench/a": None,
+        "bench/b": None,
+    }
+    assert time.monotonic() - begun < 25
 
 
 def test_a_missing_tool_is_a_failed_stage() -> None:

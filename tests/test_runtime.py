@@ -157,7 +157,7 @@ def run_python(*arguments):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=900,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])},
     )
     assert done.returncode == 0, done.stderr

@@ -52,6 +52,10 @@ def per_sample(x, w, dy, p):
     return torch.func.vmap(grad, (None, 0, 0))(w, x, dy)
 
 
+def several_dimensions(x, w, dy, p):
+    return F.rms_norm(x, x.shape, p=p), F.composite_rms_norm(x, x.shape, p=p)
+
+
 def complex_rows(x, w, dy, p):
     return F.rms_norm(torch.complex(x, dy), x.shape[-1], w, p=p)
 
@@ -66,6 +70,7 @@ WORK = {
     "derivative of the backward": second,
     "gradients per sample": per_sample,
     "complex": complex_rows,
+    "several dimensions": several_dimensions,
 }
 
 

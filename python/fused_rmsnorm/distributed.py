@@ -129,7 +129,8 @@ class _SplitRows:
         self.x = self.local(x, self.rows).to(self.acc)
         self.eps = torch.finfo(self.acc).eps if eps is None else eps
         n = x.shape[-1]
-        self.k = stat_columns(p, int(n))
+        # With p a number, so that a compiler guards it; else a symbol stays one.
+        self.k = n if p is None else stat_columns(p, int(n))
         # Which columns the statistic reads, laid out as a weight is; None for all.
         self.head: Tensor | None = None
         if self.k < n:
