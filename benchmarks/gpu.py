@@ -45,7 +45,7 @@ from .peers import absent
 from .routes import ROUTES
 
 ROOT = Path(__file__).parents[1]
-LIBRARY = ROOT / "python" / "fused_rmsnorm" / "lib" / "libfused_rmsnorm.so"
+LIBRARY = ROOT / "python" / "fused_rmsnorm" / "lib" / "libfused_rmsnorm_kernels.so"
 HOST_TESTS = ("test_cuda_emulated", "test_cuda_ptx", "test_cpu_kernels", "test_cpp")
 BUILT = """\
 import json, sys, fused_rmsnorm
@@ -202,14 +202,6 @@ def install(wheels: Path, folder: Path) -> int:
     return 1 if rc is None else rc
 
 
-def bandwidth_lines(folder: Path) -> list[str]:
-    """The first table of what bench_norms wrote there."""
-    table = folder / "norms.md"
-    lines = table.read_text().splitlines() if table.exists() else []
-    start = next((i for i, line in enumerate(lines) if line.startswith("|")), len(lines))
-    return list(itertools.takewhile(lambda line: line.startswith("|"), lines[start:]))
-
-
 def probe(device: str, probed: Sequence[int] | None = None) -> None:
     """Every family and dtype, forward and backward, small batches; raises if a value is wrong.
 
@@ -319,8 +311,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             left = max(0.1, end - time.monotonic())
             summary["parts"][name] = run(command, left, surroundings(name, args.cpu))
             (out / "gpu.json").write_text(json.dumps(summary, indent=1) + "\n")
-            if name == "first/bandwidth":
-                print(*bandwidth_lines(out / "first"), sep="\n", flush=True)
         partial = out / "norms.partial.json"
         if stage == "bench" and partial.exists():  # readable as far as it got
             report = [sys.executable, "-m", "benchmarks.report", str(partial)]

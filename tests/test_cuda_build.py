@@ -45,7 +45,7 @@ def configured(folder: Path, torch_cuda: str | None, setting: str, **env: str) -
 def test_auto_leaves_it_out_where_torch_has_no_cuda(tmp_path: Path) -> None:
     """And says so, and how to have it all the same."""
     said = configured(tmp_path, None, "auto")
-    reason = "torch 2.13.0 has no CUDA (FUSED_RMSNORM_CUDA=1 builds it all the same)"
+    reason = "this torch has no CUDA (FUSED_RMSNORM_CUDA=1 builds it all the same)"
     assert f"CUDA backend: NO: {reason}" in said
     assert reason in (tmp_path / "build" / "summary.txt").read_text()
 

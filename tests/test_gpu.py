@@ -17,6 +17,9 @@ import fused_rmsnorm
 gpu = pytest.importorskip("benchmarks.gpu", reason="needs the repository's root on the path")
 
 
+UNHURRIED = ("--limit", "7200")  # the machine may be busy with other things
+
+
 def outcome(folder: Path) -> dict[str, dict[str, object]]:
     return json.loads((folder / "gpu.json").read_text())["parts"]
 
@@ -34,7 +37,7 @@ def test_small_form_of_the_later_stages(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PYTHONPATH", without(tmp_path / "lacks", "tqdm", "matplotlib"))
     out = tmp_path / "out"
     stages = ["--stages", "paper", "bench", "test", "sanitize"]
-    assert gpu.main(["--cpu", *stages, "--out", str(out)]) == 0
+    assert gpu.main(["--cpu", *stages, *UNHURRIED, "--out", str(out)]) == 0
     parts = outcome(out)
     assert list(parts) == ["test/chosen", "sanitize/none", "bench", "paper"]  # in their order
     assert all(p["rc"] == 0 for p in parts.values()), parts
@@ -52,7 +55,7 @@ def test_small_form_of_the_first_minutes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Correctness, lines of bandwidth, what ran where; and a second run has nothing left to do."""
-    stages = ["--stages", "first", "host", "routes", "--out", str(tmp_path)]
+    stages = ["--stages", "first", "host", "routes", *UNHURRIED, "--out", str(tmp_path)]
     assert gpu.main(["--cpu", *stages]) == 0
     parts = outcome(tmp_path)
     assert list(parts) == [
@@ -62,8 +65,9 @@ def test_small_form_of_the_first_minutes(
     ]
     assert all(p["rc"] == 0 for p in parts.values()), parts
     assert "cases right, forward and backward, on cpu" in str(parts["first/check"]["output"])
-    said = capsys.readouterr().out
-    assert said.count("\n| 4 × 64 | bfloat16 |") == said.count("\n| 3 × 129 | bfloat16 |") == 2
+    capsys.readouterr()
+    for shape in ("4 × 64", "3 × 129"):
+        assert str(parts["first/bandwidth"]["output"]).count(f"\n| {shape} | bfloat16 |") == 2
     for route in ("as-installed", "torch-aten"):
         ran = json.loads(str(parts[f"routes/{route}/kernels"]["output"]))
         assert ran["torch"] == torch.__version__
