@@ -1,29 +1,76 @@
 // Weight and bias of the columns that a thread works on.
 #pragma once
-#include "vec.cuh"
+#include "access.cuh"
 
 namespace fused_rmsnorm::cuda {
 
-// Unaligned rows have aligned weights as a rule: an unaligned one is not worth registers for shifting.
-template <class W, Access kAccess, int V>
-__device__ __forceinline__ Vec<W, V> load_affine(const void* vector, int64_t n, int c) {
-  RowReader<W, V, kAccess> reader(vector, n);
-  reader.alone = true;
-  return reader.load(c);
+// Columns c ... of a vector of n elements, of x's dtype or of the arithmetic type: one kernel of unaligned
+// rows serves both.
+template <class X, class T, int V>
+__device__ __forceinline__ void load_either(const void* vector, bool wide, int n, int c, T (&out)[V]) {
+  if constexpr (sizeof(X) != sizeof(T)) {
+    if (wide) return widen(Reader<T, V>(static_cast<const T*>(vector), 0, n).load(c), out);
+  }
+  widen(Reader<X, V>(static_cast<const X*>(vector), 0, n).load(c), out);
+}
+template <class W, class T, int V>
+__device__ __forceinline__ void load_aligned(const void* vector, int c, T (&out)[V]) {
+  widen(load_pieces<W, V>(static_cast<const W*>(vector) + c), out);
 }
 
-// scale = weight_offset + w, or 1 without a weight.
-template <class W, Access kAccess, class T, int V>
-__device__ __forceinline__ void load_scale(const void* weight, double offset, int64_t n, int c,
-                                           T (&scale)[V]) {
-  if (!weight) {
+// What x * r is multiplied by: offset + w, or 1 without a weight; load(w) reads the weight.
+template <class T, int V, class Load>
+__device__ __forceinline__ void load_scale(const void* weight, double offset, T (&scale)[V], Load load) {
+  if (weight) {
+    load(scale);
+#pragma unroll
+    for (int j = 0; j < V; ++j) scale[j] += static_cast<T>(offset);
+  } else {
 #pragma unroll
     for (int j = 0; j < V; ++j) scale[j] = 1;
-    return;
   }
-  const auto w = load_affine<W, kAccess, V>(weight, n, c);
-#pragma unroll
-  for (int j = 0; j < V; ++j) scale[j] = static_cast<T>(widen(w.v[j])) + static_cast<T>(offset);
 }
+
+// Of the first blocks, the weight comes from device memory. So that it is not only after the sum that it
+// starts on its way, a word of each 128 bytes is asked for, and not waited for.
+template <class W>
+__device__ __forceinline__ void ask_for(const void* weight, int n, int thread, int width) {
+  constexpr unsigned kFirstBlocks = 1024;  // as many as an H100 holds at once
+  constexpr int kStep = 128 / sizeof(W);
+  if (!weight || blockIdx.x >= kFirstBlocks) return;
+#pragma unroll 1
+  for (int c = thread * kStep; c < n; c += width * kStep) touch(static_cast<const W*>(weight) + c);
+}
+
+// The scale of a thread's columns of aligned rows. Where so many bytes of registers hold it, it is made
+// before the first row and serves them all; otherwise it is read where it is used.
+template <class W, class T, int V, int kItems, int kBytes>
+class Scale {
+ public:
+  static constexpr bool kHeld = V * kItems * sizeof(T) <= kBytes;
+
+  __device__ Scale(const void* weight, double offset) : weight_(weight), offset_(offset) {}
+
+  __device__ __forceinline__ void load(int i, int c) {
+    if constexpr (kHeld) make(c, held_[i]);
+  }
+  __device__ __forceinline__ void get(int i, int c, T (&scale)[V]) const {
+    if constexpr (kHeld) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) scale[j] = held_[i][j];
+    } else {
+      make(c, scale);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void make(int c, T (&scale)[V]) const {
+    load_scale(weight_, offset_, scale, [&](T(&w)[V]) { load_aligned<W>(weight_, c, w); });
+  }
+
+  const void* weight_;
+  double offset_;
+  T held_[kHeld ? kItems : 1][V];
+};
 
 }  // namespace fused_rmsnorm::cuda

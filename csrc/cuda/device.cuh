@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstdio>
 
+#include "plan.h"
+
 #if defined(__CUDACC__)
 #include <cuda_pipeline_primitives.h>
 #else
@@ -24,6 +26,16 @@ __device__ __forceinline__ unsigned char* shared_memory() {
   return bytes;
 #else
   return simt::shared_memory();
+#endif
+}
+
+// Brings the 128 bytes round p to the L2 cache. Nothing waits for them.
+__device__ __forceinline__ void touch(const void* p) {
+#if defined(__CUDACC__)
+  unsigned unused;
+  asm volatile("ld.global.L2::128B.b32 %0, [%1];" : "=r"(unused) : "l"(p));
+#else
+  static_cast<void>(*static_cast<const volatile unsigned*>(p));
 #endif
 }
 
@@ -49,6 +61,15 @@ struct Cluster {
   }
 #endif
 };
+
+// Whether this architecture's launch plan has a use for a kernel. The body of one that is launched
+// nowhere is left out.
+template <int kShape, bool kCluster>
+#if defined(__CUDA_ARCH__)
+constexpr bool kLaunched = serves_on(architecture(__CUDA_ARCH__ / 10).clusters, kShape, kCluster);
+#else
+constexpr bool kLaunched = true;
+#endif
 
 struct Launch {
   const char* name;
