@@ -1,13 +1,14 @@
 """Faults planted in the compiled kernels: the interpreter in tests/ptx sees each of them."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from ptx import build
 from ptx.build import Build
 from ptx.call import Mismatch, call
 from ptx.cases import Case
-from ptx.faults import FAULTS, Planted, plant
+from ptx.faults import FAULTS, plant
 from ptx.isa import Trap
 from ptx.kernels import Kernels
 from ptx.machine import Launch, Options
@@ -25,16 +26,14 @@ CALLS = {
     ),
     "forward, several warps": (80, "forward", Case(rows=6, n=2048, max_grid=1)),
     "forward, cluster": (90, "forward", replace(BF16, rows=1, n=20000)),
-    "backward, four rows a warp": (80, "backward", Case(rows=40, n=32, db=True)),
+    "backward, four rows a warp": (80, "backward", replace(BF16, rows=40, n=64, db=True)),
     "backward, several warps": (80, "backward", Case(rows=6, n=2048, max_grid=1, db=True)),
 }
 
 
 @pytest.fixture(scope="module")
 def kernels() -> Kernels:
-    made = Build()
-    made.everything()
-    return Kernels(made)
+    return Kernels(Build())
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +47,11 @@ def test_every_planted_fault_is_caught(kernels: Kernels, seen: set[str], what: s
     planted = list(plant(kernels, case, arch, direction))
     seen |= {p.fault for p in planted}
     assert planted
-    survived = [p for p in planted if not p.told and not harmless(p)]
-    assert not survived, "\n".join(map(str, survived))
-
-
-def harmless(p: Planted) -> bool:
-    """At its end the backward waits for groups that are empty by then."""
-    return p.fault == "wait for copies dropped" and p.instruction.endswith("wait_group 0")
+    survived = [p for p in planted if not p.told]
+    # At its end the backward waits for groups that are empty by then: it may be short or gone.
+    harmless = [p for p in survived if p.instruction.endswith("cp.async.wait_group 0")]
+    assert len(harmless) <= 2 * (direction == "backward")
+    assert survived == harmless, "\n".join(map(str, survived))
 
 
 def test_every_kind_of_fault_was_planted(seen: set[str]) -> None:
@@ -62,40 +59,48 @@ def test_every_kind_of_fault_was_planted(seen: set[str]) -> None:
         pytest.fail(f"never planted: {sorted(set(FAULTS) - seen)}")
 
 
-class Disturbed(Kernels):
-    """Launches as a faulty launch code would."""
+class WideAccess(Kernels):
+    """Alignment is not asked: unaligned rows get the kernel of aligned ones."""
 
-    def launches(self, *args: object, **more: object) -> list[Launch]:
-        return [self.disturb(launch) for launch in super().launches(*args, **more)]
+    def launches(self, kind: str, struct: bytes, *more: Any, **named: Any) -> list[Launch]:
+        aligned = bytearray(struct)
+        for name, (at, size) in self.fields.items():
+            of, field = name.split(".")
+            if of != kind or size < 8 or field in ("rows", "n", "k", "eps", "weight_offset"):
+                continue
+            # An address, or Rows. Strides are in elements.
+            rows = [self.fields[f"Rows.{f}"][0] for f in ("data", "outer_stride", "inner_stride")]
+            for offset in rows if size > 8 else [0]:
+                aligned[at + offset] &= 0xF0
+        launches = super().launches(kind, struct, *more, **named)
+        wide = super().launches(kind, bytes(aligned), *more, **named)
+        assert [w.kernel for w in wide] != [launch.kernel for launch in launches]
+        return [
+            replace(w, args=(launch.args[0], *w.args[1:]))
+            for w, launch in zip(wide, launches, strict=True)
+        ]
 
-    def disturb(self, launch: Launch) -> Launch:
-        raise NotImplementedError
 
-
-class WideAccess(Disturbed):
-    """Alignment is not asked: kernels for aligned rows get all."""
-
-    def disturb(self, launch: Launch) -> Launch:
-        aligned = launch.kernel.replace("Access)1", "Access)0")
-        assert aligned != launch.kernel
-        return replace(launch, kernel=aligned)
-
-
-class LongerRows(Disturbed):
+class LongerRows(Kernels):
     """N is one more than the rows have."""
 
-    def disturb(self, launch: Launch) -> Launch:
+    def launches(self, *args: Any, **named: Any) -> list[Launch]:
         at, size = self.fields["Forward.n"]
-        struct = bytearray(launch.args[0])
-        struct[at : at + size] = (int.from_bytes(struct[at : at + size], "little") + 1).to_bytes(
-            size, "little"
-        )
-        return replace(launch, args=(bytes(struct), *launch.args[1:]))
+        found = []
+        for launch in super().launches(*args, **named):
+            struct = bytearray(launch.args[0])
+            longer = int.from_bytes(struct[at : at + size], "little") + 1
+            struct[at : at + size] = longer.to_bytes(size, "little")
+            found.append(replace(launch, args=(bytes(struct), *launch.args[1:])))
+        return found
 
 
-class LessShared(Disturbed):
-    def disturb(self, launch: Launch) -> Launch:
-        return replace(launch, shared=launch.shared - 16)
+class LessShared(Kernels):
+    """Half of the shared memory that the kernel counts on."""
+
+    def launches(self, *args: Any, **named: Any) -> list[Launch]:
+        found = super().launches(*args, **named)
+        return [replace(launch, shared=launch.shared // 2) for launch in found]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +115,7 @@ class LessShared(Disturbed):
     ],
 )
 def test_faults_of_a_launch_are_caught(
-    kernels: Kernels, fault: type[Disturbed], direction: str, case: Case, said: str
+    kernels: Kernels, fault: type[Kernels], direction: str, case: Case, said: str
 ) -> None:
     call(kernels, case, 80, direction, Options())
     with pytest.raises((Trap, Mismatch), match=said):

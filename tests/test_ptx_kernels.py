@@ -20,14 +20,14 @@ from ptx.kernels import Kernels
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
 ARCHITECTURES = (80, 90)
 DTYPES = ("bf16", "f16", "f32", "f64")  # those with the most kernels first
-PERCENT = 12  # of the random cases, in the short form
+PERCENT = 8  # of the random cases, in the short form
 
 
 @pytest.fixture(scope="module")
 def kernels() -> Kernels:
     made = Build()
     made.everything()
-    return Kernels(made)
+    return Kernels(made, alone=False)
 
 
 Parts = dict[tuple[str, int], "Future[Report]"]

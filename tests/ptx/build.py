@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +22,7 @@ SIMT = ROOT / "tests" / "simt"
 FLAGS = ("-std=c++17", "-O3", "-fmad=false")  # as in CMakeLists.txt
 # PTX is made for compute_80 (without clusters) and compute_90; ptxas compiles it for these.
 TARGETS = {80: 80, 90: 90, 120: 90}
+VIRTUALS = (80, 90)
 _INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"', re.MULTILINE)
 
 
@@ -59,6 +60,12 @@ def closure(source: Path) -> list[Path]:
 @functools.cache
 def _version(tool: str) -> str:
     return run(tool, "--version")
+
+
+def compiler() -> str:
+    """nvcc and its version."""
+    found = re.search(r"release [\d.]+, (V[\d.]+)", _version("nvcc"))
+    return f"nvcc {found[1]}" if found else "nvcc"
 
 
 def digest(files: Iterable[Path], *more: str) -> str:
@@ -111,8 +118,11 @@ class Build:
             self.stems[source] = f"{source.stem}-{key}"
         return self.stems[source]
 
+    def _path(self, source: Path, virtual: int) -> Path:
+        return self.work / f"{self._stem(source)}-compute_{virtual}.ptx"
+
     def _ptx(self, source: Path, virtual: int) -> Path:
-        path = self.work / f"{self._stem(source)}-compute_{virtual}.ptx"
+        path = self._path(source, virtual)
         command = ("nvcc", *FLAGS, f"-arch=compute_{virtual}", "-ptx", source, "-o")
         return made(path, lambda part: void(run(*command, part)))
 
@@ -120,13 +130,25 @@ class Build:
         """The PTX of csrc/cuda/`unit`.cu."""
         return self._ptx(self.cuda / f"{unit}.cu", virtual)
 
-    def ptx_of_kernel(self, unit: str, virtual: int, kernel: str) -> Path:
-        """PTX of one kernel, by its name in C++: seconds, where the unit takes a minute."""
+    def ptx_of_kernels(self, unit: str, virtual: int, kernels: Sequence[str]) -> Path:
+        """PTX of some kernels of a unit, by their names in C++: seconds, most of
+        which its headers take."""
         header = self.cuda / f"{unit.partition('_')[0]}.cuh"
-        text = f'#include "{header.resolve()}"\ntemplate __global__ {kernel};\n'
+        lines = [f'#include "{header.resolve()}"', *(f"template __global__ {k};" for k in kernels)]
+        text = "\n".join([*lines, ""])
         name = hashlib.sha256(text.encode()).hexdigest()[:16]
         source = made(self.work / f"{name}.cu", lambda part: void(part.write_text(text)))
         return self._ptx(source, virtual)
+
+    def has_all(self) -> bool:
+        """Whether the PTX of every unit is there."""
+        paths = (self._path(self.cuda / f"{u}.cu", v) for u in self.units for v in VIRTUALS)
+        return all(path.exists() for path in paths)
+
+    def keep(self, text: str, name: str) -> Path:
+        """A file of its own for PTX that is a part of another's."""
+        path = self.work / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.ptx"
+        return made(path, lambda part: void(part.write_text(text)))
 
     def report(self, ptx: Path, target: int) -> str:
         """What ptxas says of a PTX file: registers, spills."""
@@ -149,10 +171,9 @@ class Build:
         """All PTX and all reports, on all cores."""
         self.work.mkdir(parents=True, exist_ok=True)
         _forget_old(self.work)
-        virtuals = sorted(set(TARGETS.values()))
         # The long ones first.
         jobs = sorted(
-            ((u, v) for u in self.units for v in virtuals),
+            ((u, v) for u in self.units for v in VIRTUALS),
             key=lambda job: ("backward" not in job[0], "f16" not in job[0]),
         )
 

@@ -77,11 +77,10 @@ class Case:
         return " ".join([head, *more])
 
 
-def lengths(kernels: Kernels, x: str, arch: int) -> list[int]:
-    """N at the edges of every plan of either direction, found by asking; and one of the last
-    plan."""
-    v, n, most = 16 // SIZE[x], 1, 1 << 18
-    found = {1, 2, 3, v, v + 1}
+def longest(kernels: Kernels, x: str, arch: int) -> list[int]:
+    """The longest row of each plan of either direction, by asking; and one of the last plan."""
+    found: list[int] = []
+    n, most = 1, 1 << 18
 
     def kind(n: int) -> list[tuple[int, ...]]:
         plans = (kernels.plan(n, x, dy, arch) for dy in (None, x))
@@ -93,13 +92,19 @@ def lengths(kernels: Kernels, x: str, arch: int) -> list[int]:
             step *= 2
         low, high = n + step // 2, n + step
         if kind(high) == kind(n):
-            break
+            return [*found, n + 16 // SIZE[x]]
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if kind(middle) == kind(n) else (low, middle)
-        found |= {low - v, low - 1, low, high}
+        found.append(low)
         n = high
-    return sorted(f for f in found if f > 0)
+
+
+def lengths(kernels: Kernels, x: str, arch: int) -> list[int]:
+    """N at the edges of every plan."""
+    v, ends = 16 // SIZE[x], longest(kernels, x, arch)
+    edges = (n + more for n in ends for more in (-v, -1, 0, 1))
+    return sorted({1, 2, 3, v, v + 1, *(n for n in edges if n > 0)})
 
 
 class Draw:

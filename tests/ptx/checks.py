@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from .build import Build
 from .call import Call, Mismatch, call
-from .cases import DIRECTIONS, Case, Draw, lengths, types_of
+from .cases import DIRECTIONS, Case, Draw, lengths, longest, types_of
 from .isa import GLOBAL_BASE, Trap
 from .kernels import SIZE, Kernels
 
@@ -64,8 +64,12 @@ class Part:
         """Every plan's longest row, aligned and not, with and without the fused add, with and
         without db."""
         v = self.vector
-        whole = sorted({-(-n // v) * v for n in self.lengths})
-        for types, n in itertools.product(types_of(self.x), whole):
+        whole = sorted({-(-n // v) * v for n in longest(self.kernels, self.x, self.arch)})
+        # Llama mode is a flag of a kernel, not another.
+        kinds = sorted({types[:3] for types in types_of(self.x)})
+        for kind, n in itertools.product(kinds, whole):
+            modes = [types for types in types_of(self.x) if types[:3] == kind]
+            types = modes[self.draw.below(len(modes))]
             for aligned, second in itertools.product((True, False), repeat=2):
                 case = replace(self.draw.case(types, n), residual=second, db=second)
                 case = replace(case, head_gap=0, gap=0, rows=min(case.rows, 3))
@@ -143,7 +147,7 @@ class Part:
 def chosen(kernels: Kernels, x: str, arch: int) -> set[str]:
     """Every kernel that a call may launch on this architecture, by asking the launch code."""
     found, flags, wide = set(), (False, True), 16 // SIZE[x]
-    for types, n in itertools.product(types_of(x), lengths(kernels, x, arch)):
+    for types, n in itertools.product(types_of(x), longest(kernels, x, arch)):
         for aligned, second in itertools.product(flags, flags):
             n_ = -(-n // wide) * wide
             at = GLOBAL_BASE + (0 if aligned else SIZE[x])
@@ -163,7 +167,7 @@ def chosen(kernels: Kernels, x: str, arch: int) -> set[str]:
 
 def run(x: str, arch: int, percent: int, sections: tuple[str, ...]) -> Report:
     """In a process of its own."""
-    kernels = Kernels(Build())
+    kernels = Kernels(Build(), alone=False)
     part = Part(kernels, x, arch, percent)
     for section in sections:
         getattr(part, section)()

@@ -47,6 +47,8 @@ class Counts:
     blocks: "Counter[int]" = field(default_factory=Counter)  # warps that ran each basic block
     memory: "Counter[tuple[str, str]]" = field(default_factory=Counter)
     touched: dict[str, set[int]] = field(default_factory=lambda: {"read": set(), "written": set()})
+    trace: list[int] = field(default_factory=list)  # basic blocks, as the first thread ran them
+    arrays: dict[int, str] = field(default_factory=dict)  # what an instruction reads or writes
 
     def note(self, access: str, lanes_at: Array, lanes_on: Array, size: int) -> None:
         """An access of `size` bytes at byte offsets: rows of 32 lanes, and which take part."""

@@ -3,6 +3,7 @@ call would launch, and runs that."""
 
 import ctypes
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,11 +38,13 @@ def decode(raw: Array, dtype: str) -> Array:
 
 
 class Kernels:
-    """With `alone`, each kernel that is run is compiled on its own, in seconds; else with all of
-    its translation unit, in a minute."""
+    """With `alone`, kernels are compiled when they are run: each on its own in seconds, or those
+    that are `together` at once. Else with all of their translation unit, in a minute. By default:
+    alone, unless all PTX is there already."""
 
-    def __init__(self, build: Build, alone: bool = False):
-        self.build, self.alone = build, alone
+    def __init__(self, build: Build, alone: bool | None = None):
+        self.build, self.alone = build, not build.has_all() if alone is None else alone
+        self.together: dict[tuple[str, int], list[str]] = {}  # unit and architecture: kernels
         self.host = ctypes.CDLL(str(build.host_library()))
         for name in ("name_of", "layout", "launches_forward", "launches_backward", "plan"):
             getattr(self.host, name).restype = ctypes.c_char_p
@@ -60,8 +63,10 @@ class Kernels:
 
     def module(self, unit: str, arch: int, kernel: str = "") -> tuple[Module, dict[str, str]]:
         """PTX, and the kernels' names in it by their names in C++."""
+        some = self.together.get((unit, arch), [])
+        some = some if kernel in some else [kernel]
         path = (
-            self.build.ptx_of_kernel(unit, arch, kernel)
+            self.build.ptx_of_kernels(unit, arch, some)
             if self.alone
             else self.build.ptx(unit, arch)
         )
@@ -70,6 +75,11 @@ class Kernels:
             names = {self.host.name_of(n.encode()).decode(): n for n in m.starts}
             self._modules[path] = m, names
         return self._modules[path]
+
+    def single(self, unit: str, arch: int, kernel: str) -> Path:
+        """PTX of this kernel only, for ptxas."""
+        module, names = self.module(unit, arch, kernel)
+        return self.build.keep(module.extract(names[kernel]), f"{unit}-compute_{arch}")
 
     def program(self, unit: str, arch: int, kernel: str) -> Program:
         key = (unit, arch, kernel)

@@ -155,6 +155,8 @@ class Batch(MemoryAccess):
             self.counts.blocks[at] += (
                 self.threads // 32 if everyone else int(go.reshape(-1, 32).any(1).sum())
             )
+            if self.options.count and self.first == 0 and go[0]:
+                self.counts.trace.append(at)
             branch = b.run(self, self.registers, None if everyone else go)
             taken = go if branch is None else go & branch
             if b.ends in ("ret", "exit"):

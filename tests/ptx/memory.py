@@ -101,8 +101,15 @@ class Global(Space):
             raise Trap(f"{self.describe(at + int(unwritten[0]))}: never written{more}")
         return self.data[at : at + size].copy().view(dtype)
 
+    def _nearest(self, at: int) -> tuple[str, int, int]:
+        return min(self.arrays, key=lambda a: max(a[1] - at, at - a[1] - a[2] + 1, 0))
+
+    def array(self, at: int) -> str:
+        """The name of the array that holds the byte."""
+        return self._nearest(at)[0]
+
     def describe(self, at: int) -> str:
         if not self.arrays:
             return "no array at all"
-        name, start, size = min(self.arrays, key=lambda a: max(a[1] - at, at - a[1] - a[2] + 1, 0))
+        name, start, size = self._nearest(at)
         return f"{name} of {size} bytes, at {at - start}"

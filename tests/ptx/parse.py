@@ -117,6 +117,13 @@ class Module:
             self._entries[name] = self._parse(name)
         return self._entries[name]
 
+    def extract(self, name: str) -> str:
+        """PTX with this entry only."""
+        entries = [m.start() for m in re.finditer(r"(?:\.visible\s+)?\.entry\b", self.text)]
+        begin = max(at for at in entries if at < self.starts[name])
+        end = min((at for at in entries if at > begin), default=len(self.text))
+        return self.text[: entries[0]] + self.text[begin:end]
+
     def _parse(self, name: str) -> Entry:
         text, entry = self.text, Entry(name, shared=dict(self.shared))
         at = self.starts[name]

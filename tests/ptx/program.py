@@ -73,10 +73,10 @@ class Program:
         shared = set()
         for number, b in enumerate(self.blocks):
             for i in b.instructions:
-                results = set() if i.predicate else set(_names(i.operands[:1])) & _results(i)
-                sources = _names(i.operands[0 if i.opcode in NO_RESULT else 1 :])
+                results = set() if i.predicate else set(names_of(i.operands[:1])) & _results(i)
+                sources = names_of(i.operands[0 if i.opcode in NO_RESULT else 1 :])
                 used = {*sources, i.predicate}
-                for r in (*_names(i.operands), i.predicate or ""):
+                for r in (*names_of(i.operands), i.predicate or ""):
                     if r in self.entry.registers:
                         begins = r in results and r not in used
                         if owner.setdefault(r, number if begins else -1) != number:
@@ -85,7 +85,8 @@ class Program:
         return {r: n for n, r in enumerate(places)}, [self.entry.registers[r] for r in places]
 
 
-def _names(operands: list[Operand]) -> list[str]:
+def names_of(operands: list[Operand]) -> list[str]:
+    """Registers, symbols and numbers in operands."""
     return [
         name
         for o in operands
@@ -95,4 +96,4 @@ def _names(operands: list[Operand]) -> list[str]:
 
 
 def _results(i: Instruction) -> set[str]:
-    return set() if i.opcode in NO_RESULT else set(_names(i.operands[:1]))
+    return set() if i.opcode in NO_RESULT else set(names_of(i.operands[:1]))

@@ -13,7 +13,7 @@ from .program import Program
 
 Array = NDArray[Any]
 # Registers by width, %in and %out: addresses of this thread's elements; %t: the thread.
-_ENTRY = """
+ENTRY = """
 .version 9.0
 .target sm_90
 .extern .shared .align 16 .b8 dynamic[];
@@ -67,7 +67,7 @@ def run_snippet(
     memory = Global(1 << 20, options.races)
     source = memory.new(given.nbytes, "in", content=given)
     to = memory.new(size_out * total, "out", writable=True)
-    text = _ENTRY.format(body=body, size_in=size_in, size_out=size_out)
+    text = ENTRY.format(body=body, size_in=size_in, size_out=size_out)
     program = Program(Module(text).entry("snippet"))
     args = tuple(a.to_bytes(8, "little") for a in (source, to))
     launch = Launch("snippet", ctas, threads, shared, cluster, args)

@@ -81,7 +81,7 @@ class MemoryAccess:
         size = unit * count
         memory, where = self._resolve(space, here, size, at, threads)
         self._check(memory, where, size, VALID | INIT, threads, at)
-        self._count("ld", memory, where, size, threads)
+        self._count("ld", memory, where, size, threads, at)
         found = memory.gather(where, unit, count)
         if M is None:
             return found
@@ -105,7 +105,7 @@ class MemoryAccess:
         size = unit * len(values)
         memory, where = self._resolve(space, here, size, at, threads)
         self._check(memory, where, size, VALID | WRITABLE, threads, at)
-        self._count("st", memory, where, size, threads)
+        self._count("st", memory, where, size, threads, at)
         memory.scatter(where, unit, [np.broadcast_to(v, self.threads)[threads] for v in values])
         memory.mark(where, size, INIT)
 
@@ -118,8 +118,8 @@ class MemoryAccess:
         _, source = self._resolve("global", self._active(source, M)[1], size, at, threads)
         self._check(self.memory, source, size, VALID | INIT, threads, at)
         self._check(shared, to, size, VALID | WRITABLE, threads, at)
-        self._count("cp.async", self.memory, source, size, threads)
-        self._count("cp.async", shared, to, size, threads)
+        self._count("cp.async", self.memory, source, size, threads, at)
+        self._count("cp.async", shared, to, size, threads, at)
         shared.mark(to, size, COMING)
         copy = Copy(threads, to, source, size, self.commits[threads], at)
         if self.options.late:
@@ -240,11 +240,14 @@ class MemoryAccess:
                 who = " with ".join(f"CTA {w // cta} thread {w % cta}" for w in pair)
                 self.trap(f"race at {self._describe(memory, place)}: {who}", threads, instruction)
 
-    def _count(self, what: str, memory: Space, at: Array, size: int, threads: Array) -> None:
+    def _count(
+        self, what: str, memory: Space, at: Array, size: int, threads: Array, instruction: int
+    ) -> None:
         if not self.options.count:
             return
+        name = what + (".shared" if memory is self.shared else ".global" * (what != "cp.async"))
+        if isinstance(memory, Global) and instruction not in self.counts.arrays:
+            self.counts.arrays[instruction] = memory.array(int(at[0]))
         places, on = np.zeros(self.threads, np.int64), np.zeros(self.threads, bool)
         places[threads], on[threads] = at, True
-        shared = not isinstance(memory, Global)
-        name = what + (".shared" if shared else "" if what == "cp.async" else ".global")
         self.counts.note(name, places.reshape(-1, 32), on.reshape(-1, 32), size)
