@@ -168,7 +168,7 @@ class Build:
         return made(path, make)
 
     def everything(self) -> None:
-        """All PTX and all reports, on all cores."""
+        """All PTX and all reports, and the host library, on all cores."""
         self.work.mkdir(parents=True, exist_ok=True)
         _forget_old(self.work)
         # The long ones first.
@@ -184,7 +184,9 @@ class Build:
                     self.cubin(ptx, target)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
+            host = pool.submit(self.host_library)
             list(pool.map(make, jobs))
+            host.result()
 
     def host_library(self) -> Path:
         """launches.cpp with the project's launch code and its emulator."""
