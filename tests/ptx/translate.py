@@ -15,7 +15,8 @@ from .isa import DTYPE, SHARED_BASE, SHARED_WINDOW, SPECIAL, WIDTH, Unsupported
 from .parse import Entry, Instruction, Operand
 
 _KNOWN = {*WIDTH, "rn", "lo", "hi", "wide"}
-_HINTS = re.compile(r"(?:L1|L2)::\w+|nc|wb|cg|ca|cs|lu|cv|wt|weak|relaxed|cta|gpu")
+# Of loads and stores; none changes what is read or written here.
+_HINTS = re.compile(r"(?:L1|L2)::\w+|nc|wb|cg|ca|cs|lu|cv|wt|weak|volatile")
 _COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _COMPARE |= {"lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
 _SIMPLE = {
