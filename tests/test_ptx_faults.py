@@ -111,7 +111,7 @@ class LessShared(Kernels):
         (WideAccess, "forward", replace(BF16, n=520, gap=4), "misaligned: 16 bytes"),
         (LongerRows, "forward", replace(BF16, n=521, rows=1), "outside every array"),
         (LongerRows, "forward", replace(BF16, n=520, gap=8, rows=2), "outside every array"),
-        (LessShared, "backward", replace(BF16, n=512, dw=False), "outside shared memory"),
+        (LessShared, "backward", replace(BF16, n=512, rows=40, max_grid=1), "outside shared"),
     ],
 )
 def test_faults_of_a_launch_are_caught(

@@ -72,11 +72,11 @@ class Part:
             types = modes[self.draw.below(len(modes))]
             for aligned, second in itertools.product((True, False), repeat=2):
                 case = replace(self.draw.case(types, n), residual=second, db=second)
-                case = replace(case, head_gap=0, gap=0, rows=min(case.rows, 3))
+                case = replace(case, head_gap=0, gap=0, rows=min(case.rows, 3), dx=True, dw=True)
                 if aligned:
                     case = replace(case, x_shift=0, w_shift=0, out_shift=0)
                 else:
-                    case = replace(case, x_shift=1 + self.draw.below(2 * v))
+                    case = replace(case, x_shift=1 + self.draw.below(v - 1))
                 for direction in DIRECTIONS:
                     self.attempt(case, direction, races=n < LONG)
 
