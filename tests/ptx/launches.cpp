@@ -98,7 +98,7 @@ const char* name_of(const char* mangled) { return (noted = demangled(mangled)).c
 // "struct.field offset bytes" of every field that the tests fill.
 const char* layout() {
   noted.clear();
-#define FIELD(S, f)                                                                 \
+#define FIELD(S, f) \
   noted += #S "." #f " " + std::to_string(offsetof(S, f)) + " " + std::to_string(sizeof(S::f)) + "\n"
   FIELD(Rows, data), FIELD(Rows, inner), FIELD(Rows, outer_stride), FIELD(Rows, inner_stride);
   FIELD(Forward, rows), FIELD(Forward, n), FIELD(Forward, k), FIELD(Forward, eps);
