@@ -96,6 +96,7 @@ COPY = "cp.async.ca.shared.global [%r10+{0}], [%in+{0}], 8; cp.async.commit_grou
         # A move is no use, and its copy is the load's, too.
         (f"{FIRST} mov.u32 %r9, %r2; {SECOND} add.u32 %r5, %r9, %r3;", 16),
         (f"{FIRST} mov.u32 %r9, %r2; add.u32 %r5, %r9, 1; {SECOND}", 8),
+        (f"{FIRST} mov.b32 {{%h1, %h2}}, %r2; {SECOND} add.u32 %r5, %r1, %r3;", 16),
         ("mov.u32 %r10, 1024;" + COPY.format(0) + COPY.format(8) + "cp.async.wait_group 0;", 16),
         (
             "mov.u32 %r10, 1024;"

@@ -33,10 +33,12 @@ class _Loads:
             self.sizes = {n: s for n, s in self.sizes.items() if n > latest}
             self.waiting = {r: n for r, n in self.waiting.items() if n > latest}
 
-    def moved(self, to: str, source: str) -> None:
-        self.waiting.pop(to, None)
-        if source in self.waiting:
-            self.waiting[to] = self.waiting[source]
+    def moved(self, to: Iterable[str], sources: Iterable[str]) -> None:
+        latest = max((self.waiting.get(r, 0) for r in sources), default=0)
+        for register in to:
+            self.waiting.pop(register, None)
+            if latest:
+                self.waiting[register] = latest
 
 
 def bytes_in_flight(
@@ -64,8 +66,8 @@ def bytes_in_flight(
                 groups, group = [*groups, group], 0
             elif i.opcode == "cp":
                 group += int(str(i.operands[2])) if arrays.get(at) in streamed else 0
-            elif i.opcode == "mov" and len(names_of(i.operands)) == 2:
-                loads.moved(*names_of(i.operands))
+            elif i.opcode == "mov":  # also into halves: ptxas makes nothing of it
+                loads.moved(names_of(i.operands[:1]), names_of(i.operands[1:]))
             else:
                 loads.need(names_of(operands))
                 if full.startswith("ld.global") and arrays.get(at) in streamed:
