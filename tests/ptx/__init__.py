@@ -1,0 +1,1 @@
+"""Executes PTX, what nvcc makes of csrc/cuda, on the CPU, and checks every step: see README.md."""
