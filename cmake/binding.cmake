@@ -23,9 +23,6 @@ function(add_binding root)
   # OpenMP here: its symbols come from the runtime that torch has loaded, the one that
   # torch.set_num_threads speaks to.
   target_compile_options(${operators} PRIVATE -Wall $<$<CXX_COMPILER_ID:GNU,Clang>:-fopenmp>)
-  if(FUSED_RMSNORM_NAMESPACE)
-    target_compile_definitions(${operators} PRIVATE TORCH_EXTENSION_NAME=${FUSED_RMSNORM_NAMESPACE})
-  endif()
   # In the build folder as in the installed one, beside the kernels; torch is the neighbour of the package.
   set_target_properties(${operators} PROPERTIES
     OUTPUT_NAME fused_rmsnorm EXPORT_NAME fused_rmsnorm
