@@ -81,7 +81,7 @@ wheel: $(STAMPS)/requirements-build
 	$(ENSURE) requirements/dist.txt
 	$(PY) release/wheel.py $(TORCHES)
 
-# Compilers, Pythons and torches of this machine: docs/matrix.md. MATRIX_ARGS, e.g. --only g++-12
+# Compilers, Pythons and torches of this machine: docs/matrix.md. MATRIX_ARGS, e.g. g++-12 3.11/2.13
 matrix: $(STAMPS)/requirements-build
 	$(PY) release/matrix.py $(MATRIX_ARGS)
 

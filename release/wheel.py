@@ -6,6 +6,7 @@ The same sources give the same bytes: times in the archive are those of SOURCE_D
 default the last commit's.
 
 FUSED_RMSNORM_CUDA, TORCH_CUDA_ARCH_LIST, MAX_JOBS    as for cmake/build.py
+FUSED_RMSNORM_WHEEL_DIR    where CMake builds (default: build/wheel/cmake)
 """
 
 import hashlib
@@ -18,10 +19,13 @@ import time
 import zipfile
 from pathlib import Path
 
+import matrix
+import sbom
 import torches
 
 ROOT = Path(__file__).resolve().parents[1]
-WORK, DIST = ROOT / "build" / "wheel", ROOT / "dist"
+DIST = ROOT / "dist"
+BUILD = Path(os.environ.get("FUSED_RMSNORM_WHEEL_DIR") or ROOT / "build" / "wheel" / "cmake")
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 # What torch brings and a wheel must not: found in the torch that runs.
 TORCH_LIBRARIES = ("libtorch.so", "libtorch_cpu.so", "libtorch_python.so", "libc10.so")
@@ -48,7 +52,7 @@ def build(roots: list[Path]) -> Path:
         **os.environ,
         "SOURCE_DATE_EPOCH": epoch(),
         "FUSED_RMSNORM_TORCHES": os.pathsep.join(map(str, roots)),
-        "FUSED_RMSNORM_BUILD_DIR": os.environ.get("FUSED_RMSNORM_WHEEL_DIR") or str(WORK / "cmake"),
+        "FUSED_RMSNORM_BUILD_DIR": str(BUILD),
     }
     os.umask(0o022)  # modes are in the archive, too
     with tempfile.TemporaryDirectory() as temporary:
@@ -79,9 +83,9 @@ def check(wheel: Path, minors: list[str], roots: list[Path]) -> None:
     assert held == {f"torch-{minor}" for minor in minors}, held
     copied = [name for name in contents if Path(name).name in TORCH_LIBRARIES or ".libs/" in name]
     assert not copied, f"other people's libraries: {copied}"
-    here = {str(ROOT), str(WORK), sys.prefix, str(Path.home()), *map(str, roots)}
+    here = [ROOT, *roots, Path.home()] + ([Path(sys.prefix)] if sys.prefix != "/usr" else [])
     for name, data in contents.items():
-        for path in here - {"/"}:
+        for path in (f"{folder}/" for folder in here):
             assert path.encode() not in data, f"{name} names a path of this machine: {path}"
     assert "-manylinux_" in wheel.name, "auditwheel found no manylinux tag"
     run(sys.executable, "-m", "twine", "check", "--strict", wheel)
@@ -122,8 +126,12 @@ def main(minors: list[str]) -> None:
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     size = wheel.stat().st_size / 1e6
     print(f"{wheel.relative_to(ROOT)}: {size:.1f} MB, sha256 {digest}", flush=True)
+    sbom.write(wheel, (BUILD / "summary.txt").read_text())
     for minor in minors:
-        print(try_with(wheel, minor, example=minor == minors[-1]), end="", flush=True)
+        said = try_with(wheel, minor, example=minor == minors[-1])
+        print(said, end="", flush=True)
+        note = f"make wheel: {said.splitlines()[0]}"
+        matrix.record({f"{PYTHON}/{minor}": {"built": "yes", "run": "yes", "note": note}})
     print(f"Python {PYTHON}, torch {', '.join(minors)}: {time.perf_counter() - start:.0f} s")
 
 
