@@ -56,6 +56,9 @@ def build(package: Path) -> None:
         raise SystemExit(
             "fused_rmsnorm is built with CMake >= 3.24, which is missing: pip install cmake"
         )
+    # What goes elsewhere names no path of this machine. In symbol tables nvcc leaves names of its
+    # temporary files, so they are stripped, too.
+    in_place = package.resolve().parent == ROOT / "python"
     default = ROOT / "build" / sys.prefix.strip(os.sep).replace(os.sep, "_") / "cmake"
     folder = Path(os.environ.get("FUSED_RMSNORM_BUILD_DIR") or default)
     configure = [
@@ -63,6 +66,7 @@ def build(package: Path) -> None:
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-DTORCH_ROOT={';'.join(torch_roots())}",
         f"-DCMAKE_INSTALL_PREFIX={package.resolve()}",
+        f"-DFUSED_RMSNORM_LINES={'ON' if in_place else 'OFF'}",
         f"-DFUSED_RMSNORM_CUDA={os.environ.get('FUSED_RMSNORM_CUDA') or 'auto'}",
     ]
     if ninja and not (folder / "Makefile").exists():  # begun without: CMake cannot change over
@@ -71,7 +75,7 @@ def build(package: Path) -> None:
     for command in (
         configure,
         [cmake, "--build", str(folder), "--parallel", jobs],
-        [cmake, "--install", str(folder)],
+        [cmake, "--install", str(folder), *([] if in_place else ["--strip"])],
     ):
         quiet = subprocess.DEVNULL if "--install" in command else None
         done = subprocess.run(command, stdout=quiet, check=False)
