@@ -35,7 +35,7 @@ $(shell mkdir -p $(STAMPS); echo '$(SETTINGS)' | cmp -s - $(STAMPS)/settings || 
 endif
 ENSURE = $(PY) requirements/ensure.py
 
-.PHONY: build bench bench-full paper models gpu test dist lint format clean
+.PHONY: build bench bench-full paper models gpu test dist wheel matrix lint format clean
 
 build: $(STAMPS)/built
 
@@ -72,6 +72,18 @@ dist: export FUSED_RMSNORM_CUDA ?= 1
 dist: $(STAMPS)/requirements-build
 	$(ENSURE) requirements/dist.txt
 	$(PY) -m build --no-isolation --skip-dependency-check
+
+# One wheel for all of these versions of torch, tried with each in a fresh environment (5 GB each, one
+# after the other). Its CUDA half follows FUSED_RMSNORM_CUDA.
+TORCHES ?= 2.11 2.12 2.13 2.14
+wheel: export TORCH_CUDA_ARCH_LIST ?= 8.0;9.0;10.0;12.0+PTX
+wheel: $(STAMPS)/requirements-build
+	$(ENSURE) requirements/dist.txt
+	$(PY) release/wheel.py $(TORCHES)
+
+# Compilers, Pythons and torches of this machine: docs/matrix.md. MATRIX_ARGS, e.g. g++-12 3.11/2.13
+matrix: $(STAMPS)/requirements-build
+	$(PY) release/matrix.py $(MATRIX_ARGS)
 
 lint: $(STAMPS)/requirements-lint
 	$(PY) -m ruff check .

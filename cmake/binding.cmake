@@ -19,13 +19,7 @@ function(add_binding root)
   target_link_libraries(${operators} PRIVATE fused_rmsnorm_kernels PUBLIC torch-${minor})
   target_include_directories(${operators} PUBLIC
     $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/csrc/include> $<INSTALL_INTERFACE:include>)
-  # at::parallel_for lives in torch's headers and is silently serial without -fopenmp. Nothing links
-  # OpenMP here: its symbols come from the runtime that torch has loaded, the one that
-  # torch.set_num_threads speaks to.
-  target_compile_options(${operators} PRIVATE -Wall $<$<CXX_COMPILER_ID:GNU,Clang>:-fopenmp>)
-  if(FUSED_RMSNORM_NAMESPACE)
-    target_compile_definitions(${operators} PRIVATE TORCH_EXTENSION_NAME=${FUSED_RMSNORM_NAMESPACE})
-  endif()
+  target_compile_options(${operators} PRIVATE -Wall)
   # In the build folder as in the installed one, beside the kernels; torch is the neighbour of the package.
   set_target_properties(${operators} PROPERTIES
     OUTPUT_NAME fused_rmsnorm EXPORT_NAME fused_rmsnorm

@@ -56,6 +56,9 @@ def build(package: Path) -> None:
         raise SystemExit(
             "fused_rmsnorm is built with CMake >= 3.24, which is missing: pip install cmake"
         )
+    # What goes elsewhere names no path of this machine: in symbol tables nvcc leaves names of its
+    # temporary files, so they are stripped.
+    in_place = package.resolve().parent == ROOT / "python"
     default = ROOT / "build" / sys.prefix.strip(os.sep).replace(os.sep, "_") / "cmake"
     folder = Path(os.environ.get("FUSED_RMSNORM_BUILD_DIR") or default)
     configure = [
@@ -71,7 +74,7 @@ def build(package: Path) -> None:
     for command in (
         configure,
         [cmake, "--build", str(folder), "--parallel", jobs],
-        [cmake, "--install", str(folder)],
+        [cmake, "--install", str(folder), *([] if in_place else ["--strip"])],
     ):
         quiet = subprocess.DEVNULL if "--install" in command else None
         done = subprocess.run(command, stdout=quiet, check=False)

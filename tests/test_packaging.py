@@ -1,6 +1,7 @@
 """What pip is given, and what is built from it: the source distribution, the libraries, the import
 that chooses among them. What needs several versions of torch is done by `make wheel`."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -48,7 +49,7 @@ def test_source_distribution(tmp_path: Path) -> None:
     wanted = tracked("csrc", "cmake") | package
     wanted |= {"CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE"}
     assert wanted <= names
-    assert not [n for n in names if n.endswith((".so", ".pyc"))]
+    assert not [n for n in names if n.endswith((".so", ".pyc")) or n.startswith("tests/")]
 
 
 def test_the_build_says_what_is_missing(tmp_path: Path) -> None:
@@ -172,3 +173,22 @@ def test_the_namespace_has_one_name_in_one_place() -> None:
     }
     assert cpp == {"registration.h"}
     assert python == {"_ops.py"}
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    (cited,) = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    assert cited == fused_rmsnorm.__version__
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## {re.escape(cited)}\b", changes, re.M)
+
+
+def test_torches_of_a_release_are_the_same_everywhere() -> None:
+    """What `make wheel` builds for, the matrix, conda and the workflows."""
+    (default,) = re.findall(r"^TORCHES \?= (.+)$", (ROOT / "Makefile").read_text(), re.M)
+    minors = default.split()
+    (matrix,) = re.findall(r"^TORCHES = (.+)$", (ROOT / "release" / "matrix.py").read_text(), re.M)
+    assert ast.literal_eval(matrix) == minors
+    conda = (ROOT / "conda" / "conda_build_config.yaml").read_text().split("pytorch:")[1]
+    assert re.findall(r'"([\d.]+)"', conda) == minors
+    checks = (ROOT / ".github" / "workflows" / "checks.yml").read_text()
+    assert set(re.findall(r"2\.1\d", checks.split("torch:", 1)[1])) == set(minors)
