@@ -84,6 +84,20 @@ def rms_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, o: Options) 
     return y if bias is None else y + bias.double()
 
 
+def activate(z: Tensor, activation: str) -> Tensor:
+    return z.sigmoid() if activation == "sigmoid" else z * z.sigmoid()
+
+
+def rms_norm_gated(
+    x: Tensor, z: Tensor, weight, bias, o: Options, activation="silu", norm_before_gate=True
+) -> Tensor:
+    """The definition of the gated norm, in fp64; o.eps has to be given for a half type's own."""
+    act = activate(z.double(), activation)
+    if norm_before_gate:
+        return rms_norm(x, weight, bias, o) * act
+    return rms_norm(x.double() * act, weight, bias, o)
+
+
 def magnitude(weight: Tensor | None, o: Options) -> Tensor | float:
     """Of the terms of s = offset + w, each of which is rounded before they may cancel."""
     return 1.0 if weight is None else weight.detach().double().abs() + abs(o.weight_offset)
@@ -163,7 +177,6 @@ def assert_backward(grads, x, weight, bias, dy, o: Options, grad_sum: Tensor | N
         _assert_within(
             "dx", dx, expected[0], _bound(dx.dtype, terms, expected[0], x.dtype, growth(n))
         )
-    flat = tuple(range(x.dim() - 1))
     for name, d, e, of, terms in (
         ("dw", dw, expected[1], weight, (g0 * a * r).abs()),
         ("db", db, expected[2], bias, g0.abs()),
@@ -172,7 +185,7 @@ def assert_backward(grads, x, weight, bias, dy, o: Options, grad_sum: Tensor | N
             continue
         assert d.shape == of.shape
         assert d.dtype == of.dtype
-        total = terms.sum(flat) if flat else terms
+        total = terms.sum_to_size(of.shape)
         bound = _bound(d.dtype, total, e, x.dtype, growth(n) + rows)
         if o.casting_mode == "llama" and name == "dw":
             bound = bound + torch.finfo(x.dtype).eps * total

@@ -118,11 +118,13 @@ def test_derivatives_taken_inside(device):
         assert same_bits(per_sample(w, x), F.rms_norm(x, N))
 
 
-def test_add_of_different_dtypes_is_refused(device):
-    """Autocast may hand on a bf16 branch and an fp32 residual: an error, not a silent cast."""
+def test_add_of_different_dtypes(device):
+    """Autocast may hand on a bf16 branch and an fp32 residual: the stream stays fp32. A residual
+    that is narrower than the branch is an error, not a silent cast."""
     x = numbers((5, N), torch.bfloat16, device, 0)
-    with (
-        torch.autocast(device, torch.bfloat16),
-        pytest.raises(TypeError, match="residual must have input's dtype BFloat16, but got Float"),
-    ):
-        F.add_rms_norm(x, x.float(), N)
+    with torch.autocast(device, torch.bfloat16):
+        y, s = F.add_rms_norm(x, x.float(), N)
+        with pytest.raises(TypeError, match="residual must have input's dtype Float or a wider"):
+            F.add_rms_norm(x.float(), x, N)
+    assert same_bits(s, x.float() * 2)
+    assert same_bits(y, F.rms_norm(s, N).bfloat16())

@@ -8,7 +8,8 @@ from cases import numbers
 from reference import Options, assert_forward
 from torch import nn
 
-from fused_rmsnorm import AddRMSNorm, RMSNorm
+from fused_rmsnorm import AddRMSNorm, RMSNorm, RMSNormGated
+from fused_rmsnorm import functional as F
 
 pytest.importorskip("onnxscript", reason="ONNX export needs onnxscript")
 pytest.importorskip("onnxruntime", reason="what was exported is run by onnxruntime")
@@ -111,6 +112,47 @@ def test_the_sum_is_rounded_before_it_is_normalised(opset):
     )
     assert torch.equal(s, x + residual)
     assert_forward(y, x + residual, None, None, Options())
+
+
+@pytest.mark.parametrize("norm_before_gate", [True, False])
+@pytest.mark.parametrize(
+    ("opset", "dtype", "weight_type", "settings"),
+    [
+        (23, torch.float32, torch.float32, {"bias": True}),
+        (23, torch.bfloat16, torch.float32, {"casting_mode": "llama", "activation": "sigmoid"}),
+        (18, torch.float16, torch.float16, {"casting_mode": "llama", "p": 0.5}),
+        (18, torch.float64, torch.float64, {"group_size": 8, "weight_offset": 1.0}),
+    ],
+    ids=str,
+)
+def test_gated(opset, dtype, weight_type, settings, norm_before_gate):
+    norm = RMSNormGated(N, norm_before_gate=norm_before_gate, **settings).to(weight_type)
+    nn.init.normal_(norm.weight)
+    example, x = ([numbers((rows, N), dtype, "cpu", i) for i in (0, 1)] for rows in (3, 5))
+    (y,) = export(norm, tuple(example), opset)(*x)
+    unit = 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(y, norm(*x).detach(), rtol=unit, atol=unit)
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+def test_rows_of_weight_and_a_wider_residual(opset):
+    class Norms(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(numbers((2, N), torch.float32, "cpu", 5))
+            self.add = AddRMSNorm(N)
+
+        def forward(self, x, residual):
+            y, s = self.add(x, residual)
+            return F.rms_norm(y, N, self.weight), s
+
+    norms = Norms()
+    x = numbers((4, 2, N), torch.bfloat16, "cpu", 0)
+    r = numbers((4, 2, N), torch.float32, "cpu", 1)
+    y, s = export(norms, (x, r), opset)(x, r)
+    expected = norms(x, r)
+    assert torch.equal(s, expected[1])
+    torch.testing.assert_close(y, expected[0].detach(), rtol=2**-7, atol=2**-7)
 
 
 def test_without_the_table():

@@ -53,6 +53,38 @@ struct RmsNormBackward final : NormNode<RmsNormBackward<kAdd>, 3, kAdd ? 4 : 3> 
   }
 };
 
+// Edges: grad_output, input, gate, weight, bias.
+struct RmsNormGatedBackwardBackward final : NormNode<RmsNormGatedBackwardBackward, 5, 5, GatedOptions> {
+  enum { kGradOutput, kInput, kGate, kWeight, kBias };
+  static constexpr const char* kName = "RmsNormGatedBackwardBackward";
+
+  static variable_list backward(const GatedOptions& options, const variable_list& grads, Unpack unpack,
+                                const Wanted&) {
+    if (std::none_of(grads.begin(), grads.end(), [](const Tensor& t) { return t.defined(); })) {
+      return variable_list(5);
+    }
+    auto [grad_dy, grad_x, grad_gate, grad_w, grad_b] = composite_gated_bwd_bwd(
+        options, grads[0], grads[1], grads[2], grads[3], unpack(kGradOutput), unpack(kInput), unpack(kGate),
+        optional(unpack(kWeight)), optional(unpack(kBias)));
+    return {grad_dy, grad_x, grad_gate, grad_w, grad_b};
+  }
+};
+
+// Edges: input, gate, weight, bias.
+struct RmsNormGatedBackward final : NormNode<RmsNormGatedBackward, 5, 4, GatedOptions> {
+  enum { kInput, kGate, kWeight, kBias, kRstd };
+  static constexpr const char* kName = "RmsNormGatedBackward";
+
+  static variable_list backward(const GatedOptions& options, const variable_list& grads, Unpack unpack,
+                                const Wanted& wanted) {
+    if (!grads[0].defined()) return variable_list(4);
+    auto [dx, dgate, dw, db] =
+        call_gated_bwd(options, grads[0], unpack(kInput), unpack(kGate), optional(unpack(kWeight)),
+                       optional(unpack(kBias)), unpack(kRstd), wanted);
+    return {dx, dgate, dw, db};
+  }
+};
+
 Tensor tangent_of(const OptTensor& t) { return isFwGradDefined(t) ? t->_fw_grad(0) : Tensor(); }
 OptTensor primal_of(const OptTensor& t) { return present(t) ? OptTensor(t->_fw_primal(0)) : std::nullopt; }
 
@@ -128,6 +160,57 @@ Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTe
   return {dx, dw, db};
 }
 
+Two gated_fwd(const GatedOptions& options, const Tensor& x, const Tensor& gate, const OptTensor& weight,
+              const OptTensor& bias) {
+  if (isFwGradDefined(x) || isFwGradDefined(gate) || isFwGradDefined(weight) || isFwGradDefined(bias)) {
+    return composite_gated_fwd(options, x, gate, weight, bias);
+  }
+  Tensor y, rstd;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    std::tie(y, rstd) = call_gated_fwd(options, x, gate, weight, bias);
+  }
+  if (autograd::compute_requires_grad(x, gate, weight, bias)) {
+    using Node = RmsNormGatedBackward;
+    auto node = make_node<Node>();
+    node->set_next_edges(autograd::collect_next_edges(x, gate, weight, bias));
+    node->options = options;
+    node->saved[Node::kInput].set(x);
+    node->saved[Node::kGate].set(gate);
+    node->saved[Node::kWeight].set(weight);
+    node->saved[Node::kBias].set(bias);
+    node->saved[Node::kRstd].set(rstd);
+    autograd::set_history(y, node);
+  }
+  return {y, rstd};
+}
+
+Four gated_bwd(const GatedOptions& options, const Tensor& dy, const Tensor& x, const Tensor& gate,
+               const OptTensor& weight, const OptTensor& bias, const Tensor& rstd, Mask4 mask) {
+  if (isFwGradDefined(dy) || isFwGradDefined(x) || isFwGradDefined(gate) || isFwGradDefined(weight) ||
+      isFwGradDefined(bias)) {
+    return composite_gated_bwd(options, dy, x, gate, weight, bias, mask);
+  }
+  Four result;
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    result = call_gated_bwd(options, dy, x, gate, weight, bias, rstd, mask);
+  }
+  if (autograd::compute_requires_grad(dy, x, gate, weight, bias)) {
+    using Node = RmsNormGatedBackwardBackward;
+    auto node = make_node<Node>();
+    node->set_next_edges(autograd::collect_next_edges(dy, x, gate, weight, bias));
+    node->options = options;
+    node->saved[Node::kGradOutput].set(dy);
+    node->saved[Node::kInput].set(x);
+    node->saved[Node::kGate].set(gate);
+    node->saved[Node::kWeight].set(weight);
+    node->saved[Node::kBias].set(bias);
+    std::apply([&](auto&... grad) { (autograd::set_history(grad, node), ...); }, result);
+  }
+  return result;
+}
+
 void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight,
                  const OptTensor& bias) {
   TORCH_CHECK(
@@ -152,6 +235,8 @@ FUSED_RMSNORM_LIBRARY_IMPL(Autograd, m) {
   m.impl("add_rms_norm_fwd", kernel<add_fwd>);
   m.impl("add_rms_norm_", kernel<add_inplace>);
   m.impl("rms_norm_bwd", kernel<bwd>);
+  m.impl("rms_norm_gated_fwd", kernel<gated_fwd>);
+  m.impl("rms_norm_gated_bwd", kernel<gated_bwd>);
 }
 
 }  // namespace fused_rmsnorm

@@ -27,7 +27,9 @@ Three add_fwd(const Options& options, const Tensor& x, const Tensor& residual, c
               const OptTensor& bias) {
   check_fwd(options, x, weight, bias);
   check_residual(x, residual);
-  if (!is_fused(options, x, weight)) return add_by_parts(options, x, residual, weight, bias);
+  if (!is_fused(options, x, weight) || residual.scalar_type() != x.scalar_type()) {
+    return add_by_parts(options, x, residual, weight, bias);
+  }
   const typename Backend::Guard guard(x);
   const ForwardCall call(options, x, residual, weight, bias);
   Backend::run(call.args);
@@ -40,7 +42,8 @@ void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptT
   check_fwd(options, x, weight, bias);
   check_add_inplace(options, x, residual, weight);
   check_no_overlap(x, residual, weight, bias);
-  if (is_fused(options, x, weight) && x.is_contiguous() && residual.is_contiguous()) {
+  if (is_fused(options, x, weight) && residual.scalar_type() == x.scalar_type() && x.is_contiguous() &&
+      residual.is_contiguous()) {
     const typename Backend::Guard guard(x);
     return Backend::run(ForwardCall::inplace(options, x, residual, weight, bias).args);
   }

@@ -36,10 +36,23 @@ void check_strided(const Tensor& t, const char* name) {
                    t.is_nested() ? "a nested one: take its values()" : c10::str("layout ", t.layout()));
 }
 
-void check_vector(const Tensor& t, const char* name, const Tensor& x) {
+// Whether t's dimensions before the last broadcast to x's.
+bool rows_broadcast(const Tensor& t, const Tensor& x) {
+  for (int64_t d = 2; d <= t.dim(); d++) {
+    const auto size = t.sym_size(-d);
+    if (!TORCH_GUARD_OR_FALSE(size.sym_eq(1)) && !same(size, x.sym_size(-d))) return false;
+  }
+  return true;
+}
+
+void check_affine(const Tensor& t, const char* name, const Tensor& x) {
   check_strided(t, name);
-  TORCH_CHECK(t.dim() == 1 && same(t.sym_size(0), x.sym_size(-1)), name, " must have shape [", x.sym_size(-1),
-              "], the size of input's last dimension, but got ", t.sym_sizes());
+  const bool fits = t.dim() > 0 && t.dim() <= x.dim() && same(t.sym_size(-1), x.sym_size(-1)) &&
+                    (t.dim() == 1 || rows_broadcast(t, x));
+  TORCH_CHECK(
+      fits, name, " must have shape [", x.sym_size(-1),
+      "], the size of input's last dimension, or dimensions before it that broadcast to input's shape ",
+      x.sym_sizes(), ", but got ", t.sym_sizes());
   TORCH_CHECK(t.device() == x.device(), name, " must be on input's device ", x.device(), ", but is on ",
               t.device());
   if (!x.is_complex() || !is_complex(t.scalar_type())) check_real(t, name);
@@ -51,6 +64,15 @@ void check_like_input(const Tensor& t, const char* name, const Tensor& x) {
               ", but got ", t.sym_sizes());
   TORCH_CHECK(t.device() == x.device(), name, " must be on input's device ", x.device(), ", but is on ",
               t.device());
+}
+
+void check_rstd(const Tensor& rstd, const Tensor& x) {
+  check_strided(rstd, "rstd");
+  TORCH_CHECK_TYPE(rstd.scalar_type() == acc_type(x.scalar_type()), "rstd must have dtype ",
+                   acc_type(x.scalar_type()), ", but got ", rstd.scalar_type());
+  TORCH_CHECK(rstd.device() == x.device() && rstd.dim() == x.dim() && rstd.sym_size(-1) == 1 &&
+                  same(rstd.sym_sizes().slice(0, x.dim() - 1), x.sym_sizes().slice(0, x.dim() - 1)),
+              "rstd must have input's shape with 1 for the last dimension, but got ", rstd.sym_sizes());
 }
 
 // First and last byte of the memory that t's elements lie in.
@@ -117,7 +139,8 @@ void check_apart(const Tensor& t, const char* name) {
               t.strides(), " for shape ", t.sizes(), ": clone it");
 }
 
-// The same for two tensors of one shape and dtype, which check_apart has seen alone.
+// The same for two tensors of one shape, which check_apart has seen alone. Of two dtypes, they must not
+// even interleave.
 void check_apart(const Tensor& x, const Tensor& residual) {
   at::assert_no_overlap(x, residual);
   if (!x.numel() || !x.has_storage() || !residual.is_alias_of(x)) return;
@@ -126,6 +149,7 @@ void check_apart(const Tensor& x, const Tensor& residual) {
   if (!begin || end < other_begin || other_end < begin) return;
   const Levels levels = levels_of(x), other = levels_of(residual);
   const bool alike =
+      x.scalar_type() == residual.scalar_type() &&
       std::equal(levels.begin(), levels.end(), other.begin(), other.end(),
                  [](const Level& a, const Level& b) { return a.size == b.size && a.stride == b.stride; });
   const int64_t distance = std::abs(begin - other_begin) / x.element_size();
@@ -144,14 +168,25 @@ void check_norm(const Options& options, const Tensor& x, const OptTensor& weight
                    "input must have dtype float16, bfloat16, float32, float64, complex64 or complex128, "
                    "but got ",
                    x.scalar_type());
-  if (present(weight)) check_vector(*weight, "weight", x);
-  if (present(bias)) check_vector(*bias, "bias", x);
+  if (present(weight)) check_affine(*weight, "weight", x);
+  if (present(bias)) check_affine(*bias, "bias", x);
+}
+
+void check_gated(const Options& options, const Tensor& x, const Tensor& gate, const OptTensor& weight,
+                 const OptTensor& bias) {
+  check_norm(options, x, weight, bias);
+  check_real(x, "input");
+  check_like_input(gate, "gate", x);
+  check_real(gate, "gate");
 }
 
 void check_residual(const Tensor& x, const Tensor& residual) {
   check_like_input(residual, "residual", x);
-  TORCH_CHECK_TYPE(residual.scalar_type() == x.scalar_type(), "residual must have input's dtype ",
-                   x.scalar_type(), ", but got ", residual.scalar_type());
+  const auto type = residual.scalar_type();
+  const bool wider =
+      is_real(x.scalar_type()) && is_real(type) && c10::promoteTypes(x.scalar_type(), type) == type;
+  TORCH_CHECK_TYPE(type == x.scalar_type() || wider, "residual must have input's dtype ", x.scalar_type(),
+                   " or a wider one, but got ", type);
 }
 
 void check_add_inplace(const Options& options, const Tensor& x, const Tensor& residual,
@@ -183,6 +218,14 @@ void check_fwd(const Options& options, const Tensor& x, const OptTensor& weight,
   TORCH_CHECK(present(weight), "bias needs a weight here: call rms_norm, which takes a bias alone");
   TORCH_CHECK_TYPE(weight->scalar_type() == bias->scalar_type(), "bias must have weight's dtype ",
                    weight->scalar_type(), " here, but got ", bias->scalar_type());
+  TORCH_CHECK(same(weight->sym_sizes(), bias->sym_sizes()), "bias must have weight's shape ",
+              weight->sym_sizes(), " here, but got ", bias->sym_sizes());
+}
+
+void check_gated_fwd(const Options& options, const Tensor& x, const Tensor& gate, const OptTensor& weight,
+                     const OptTensor& bias) {
+  check_gated(options, x, gate, weight, bias);
+  check_fwd(options, x, weight, bias);
 }
 
 void check_bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight,
@@ -194,12 +237,15 @@ void check_bwd(const Options& options, const Tensor& dy, const Tensor& x, const 
     check_like_input(*grad_sum, "grad_sum", x);
     check_real(*grad_sum, "grad_sum");
   }
-  check_strided(rstd, "rstd");
-  TORCH_CHECK_TYPE(rstd.scalar_type() == acc_type(x.scalar_type()), "rstd must have dtype ",
-                   acc_type(x.scalar_type()), ", but got ", rstd.scalar_type());
-  TORCH_CHECK(rstd.device() == x.device() && rstd.dim() == x.dim() && rstd.sym_size(-1) == 1 &&
-                  same(rstd.sym_sizes().slice(0, x.dim() - 1), x.sym_sizes().slice(0, x.dim() - 1)),
-              "rstd must have input's shape with 1 for the last dimension, but got ", rstd.sym_sizes());
+  check_rstd(rstd, x);
+}
+
+void check_gated_bwd(const Options& options, const Tensor& dy, const Tensor& x, const Tensor& gate,
+                     const OptTensor& weight, const OptTensor& bias, const Tensor& rstd) {
+  check_gated_fwd(options, x, gate, weight, bias);
+  check_like_input(dy, "grad_output", x);
+  check_real(dy, "grad_output");
+  check_rstd(rstd, x);
 }
 
 }  // namespace fused_rmsnorm

@@ -81,11 +81,8 @@ Tensor rounded(const Options& options, const Tensor& h, at::ScalarType x) {
   return options.llama ? h.to(x).to(h.scalar_type()) : h;
 }
 
-Tensor sum_rows(const Tensor& t) {
-  at::DimVector leading;
-  for (int64_t d = 0; d < t.dim() - 1; d++) leading.push_back(d);
-  return leading.empty() ? t : t.sum(leading);
-}
+// Summed over the rows that share a row of the weight.
+Tensor sum_rows(const Tensor& t, const Tensor& weight) { return at::sum_to(t, weight.sym_sizes()); }
 
 void add(Tensor& total, const Tensor& t) { total = total.defined() ? total + t : t; }
 
@@ -93,17 +90,23 @@ Tensor cast(const Tensor& t, at::ScalarType type) { return t.defined() ? t.to(ty
 
 }  // namespace
 
-Two composite_fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
+Two composite_unrounded(const Options& options, const Tensor& x, const OptTensor& weight,
+                        const OptTensor& bias, OptType type) {
   const Normalised row(options, x);
-  const at::ScalarType out = output_type(options, x.scalar_type(), weight);
-  const at::ScalarType type = c10::promoteTypes(row.acc, out);
-  Tensor y = times(rounded(options, row.h, x.scalar_type()).to(type), scale_of(options, weight, type));
-  if (present(bias)) y = y + bias->to(type);
-  return {y.to(out), row.r};
+  const at::ScalarType x_type = type.value_or(x.scalar_type());
+  const at::ScalarType wide = c10::promoteTypes(row.acc, output_type(options, x_type, weight));
+  Tensor y = times(rounded(options, row.h, x_type).to(wide), scale_of(options, weight, wide));
+  if (present(bias)) y = y + bias->to(wide);
+  return {y, row.r};
+}
+
+Two composite_fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
+  const auto [y, r] = composite_unrounded(options, x, weight, bias);
+  return {y.to(output_type(options, x.scalar_type(), weight)), r};
 }
 
 Three composite_bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight,
-                    const OptTensor& grad_sum, Mask3 mask) {
+                    const OptTensor& grad_sum, Mask3 mask, OptType type) {
   const Normalised row(options, x);
   const Tensor g = dy.to(row.acc);
   Tensor dx, dw, db;
@@ -113,9 +116,9 @@ Three composite_bwd(const Options& options, const Tensor& dy, const Tensor& x, c
     dx = dx.to(x.scalar_type());
   }
   if (present(weight)) {
-    const at::ScalarType type = weight->scalar_type();
-    if (mask[1]) dw = sum_rows(g * rounded(options, row.h, x.scalar_type())).to(type);
-    if (mask[2]) db = sum_rows(g).to(type);
+    const Tensor h = rounded(options, row.h, type.value_or(x.scalar_type()));
+    if (mask[1]) dw = sum_rows(g * h, *weight).to(weight->scalar_type());
+    if (mask[2]) db = sum_rows(g, *weight).to(weight->scalar_type());
   }
   return {dx, dw, db};
 }
@@ -126,7 +129,7 @@ Three composite_bwd(const Options& options, const Tensor& dy, const Tensor& x, c
 //   d<q, dx>/du = r (q - Q h)
 //   d<q, dx>/dx = -r^2 (Q u + [j<k] (P h + c q - 3 c Q h))
 Three composite_bwd_bwd(const Options& options, const Tensor& ddx, const Tensor& ddw, const Tensor& ddb,
-                        const Tensor& dy, const Tensor& x, const OptTensor& weight) {
+                        const Tensor& dy, const Tensor& x, const OptTensor& weight, OptType type) {
   const Normalised row(options, x);
   const Tensor g = dy.to(row.acc), m = scale_of(options, weight, row.acc);
   const Tensor &h = row.h, &r = row.r;
@@ -136,13 +139,13 @@ Three composite_bwd_bwd(const Options& options, const Tensor& ddx, const Tensor&
     const Tensor c = row.row_dot(u, h), P = row.row_dot(q, u), Q = row.head_dot(q, h);
     const Tensor du = r * (q - h * Q);
     add(grad_dy, times(du, m));
-    if (m.defined()) add(grad_w, sum_rows(g * du));
+    if (m.defined()) add(grad_w, sum_rows(g * du, *weight));
     const Tensor head = row.head.of(h) * (3 * c * Q - P) - row.head.of(q) * c;
     add(grad_x, -r * r * row.head.subtract(u * Q, head));
   }
   if (ddw.defined()) {
     const Tensor q = ddw.to(row.acc);
-    add(grad_dy, rounded(options, h, x.scalar_type()) * q);
+    add(grad_dy, rounded(options, h, type.value_or(x.scalar_type())) * q);
     add(grad_x, row.vjp(g * q));
   }
   if (ddb.defined()) add(grad_dy, ddb.to(row.acc).expand_as(g));

@@ -1,4 +1,4 @@
-// The composite, on every device that has no kernels of its own.
+// The composite, on every device that has no kernels of its own; for gated norms on all of them.
 #include "checks.h"
 #include "ops.h"
 #include "registration.h"
@@ -33,6 +33,18 @@ Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTe
   return composite_bwd(options, dy.contiguous(), x.contiguous(), weight, grad_sum, mask);
 }
 
+Two gated_fwd(const GatedOptions& options, const Tensor& x, const Tensor& gate, const OptTensor& weight,
+              const OptTensor& bias) {
+  check_gated_fwd(options, x, gate, weight, bias);
+  return composite_gated_fwd(options, x.contiguous(), gate.contiguous(), weight, bias);
+}
+
+Four gated_bwd(const GatedOptions& options, const Tensor& dy, const Tensor& x, const Tensor& gate,
+               const OptTensor& weight, const OptTensor& bias, const Tensor& rstd, Mask4 mask) {
+  check_gated_bwd(options, dy, x, gate, weight, bias, rstd);
+  return composite_gated_bwd(options, dy.contiguous(), x.contiguous(), gate.contiguous(), weight, bias, mask);
+}
+
 }  // namespace
 
 FUSED_RMSNORM_LIBRARY_IMPL(CompositeExplicitAutograd, m) {
@@ -40,6 +52,8 @@ FUSED_RMSNORM_LIBRARY_IMPL(CompositeExplicitAutograd, m) {
   m.impl("add_rms_norm_fwd", kernel<add_fwd>);
   m.impl("add_rms_norm_", kernel<add_inplace>);
   m.impl("rms_norm_bwd", kernel<bwd>);
+  m.impl("rms_norm_gated_fwd", kernel<gated_fwd>);
+  m.impl("rms_norm_gated_bwd", kernel<gated_bwd>);
 }
 
 }  // namespace fused_rmsnorm

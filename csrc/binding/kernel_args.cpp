@@ -85,6 +85,7 @@ Tensor empty_rstd(const Tensor& x) {
 bool is_fused(const Options& options, const Tensor& x, const OptTensor& weight) {
   const auto t = x.scalar_type();
   if (t != at::kFloat && t != at::kHalf && t != at::kBFloat16 && t != at::kDouble) return false;
+  if (present(weight) && weight->numel() != x.size(-1)) return false;  // more than one row of it
   const auto y = output_type(options, t, weight);
   return x.size(-1) > 0 && (y == t || y == at::kFloat);
 }

@@ -6,8 +6,8 @@
 
 namespace fused_rmsnorm {
 
-// Whether the fused kernels cover these dtypes and a row of at least one element; if not, the
-// composite does the work.
+// Whether the fused kernels cover these dtypes, a row of at least one element and one row of weight
+// for all rows; if not, the composite does the work.
 bool is_fused(const Options& options, const Tensor& x, const OptTensor& weight);
 
 // `args` points into the tensors beside it.

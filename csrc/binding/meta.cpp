@@ -10,19 +10,24 @@ Tensor empty_as(const Tensor& x, at::ScalarType type) {
   return at::empty_symint(x.sym_sizes(), x.options().dtype(type));
 }
 
+// Of rows that are normalised in `type`.
+Tensor empty_rstd(const Tensor& x, at::ScalarType type) {
+  c10::SymDimVector sizes(x.sym_sizes());
+  sizes.back() = 1;
+  return at::empty_symint(sizes, x.options().dtype(acc_type(type)));
+}
+
 Two fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
   check_fwd(options, x, weight, bias);
-  c10::SymDimVector stat_sizes(x.sym_sizes());
-  stat_sizes.back() = 1;
-  return {empty_as(x, output_type(options, x.scalar_type(), weight)),
-          at::empty_symint(stat_sizes, x.options().dtype(acc_type(x.scalar_type())))};
+  return {empty_as(x, output_type(options, x.scalar_type(), weight)), empty_rstd(x, x.scalar_type())};
 }
 
 Three add_fwd(const Options& options, const Tensor& x, const Tensor& residual, const OptTensor& weight,
               const OptTensor& bias) {
   check_residual(x, residual);
-  const auto [y, rstd] = fwd(options, x, weight, bias);
-  return {y, empty_as(x, x.scalar_type()), rstd};
+  check_fwd(options, x, weight, bias);
+  return {empty_as(x, output_type(options, x.scalar_type(), weight)), empty_as(x, residual.scalar_type()),
+          empty_rstd(x, residual.scalar_type())};
 }
 
 void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight,
@@ -40,6 +45,21 @@ Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTe
   return {mask[0] ? empty_as(x, x.scalar_type()) : Tensor(), as_weight(mask[1]), as_weight(mask[2])};
 }
 
+Two gated_fwd(const GatedOptions& options, const Tensor& x, const Tensor& gate, const OptTensor& weight,
+              const OptTensor& bias) {
+  check_gated_fwd(options, x, gate, weight, bias);
+  return {empty_as(x, output_type(options, x.scalar_type(), weight)), empty_rstd(x, x.scalar_type())};
+}
+
+Four gated_bwd(const GatedOptions& options, const Tensor& dy, const Tensor& x, const Tensor& gate,
+               const OptTensor& weight, const OptTensor& bias, const Tensor& rstd, Mask4 mask) {
+  check_gated_bwd(options, dy, x, gate, weight, bias, rstd);
+  const auto as = [](const OptTensor& t, bool wanted) {
+    return wanted && present(t) ? empty_as(*t, t->scalar_type()) : Tensor();
+  };
+  return {as(x, mask[0]), as(gate, mask[1]), as(weight, mask[2]), as(weight, mask[3])};
+}
+
 }  // namespace
 
 FUSED_RMSNORM_LIBRARY_IMPL(Meta, m) {
@@ -47,6 +67,8 @@ FUSED_RMSNORM_LIBRARY_IMPL(Meta, m) {
   m.impl("add_rms_norm_fwd", kernel<add_fwd>);
   m.impl("add_rms_norm_", kernel<add_inplace>);
   m.impl("rms_norm_bwd", kernel<bwd>);
+  m.impl("rms_norm_gated_fwd", kernel<gated_fwd>);
+  m.impl("rms_norm_gated_bwd", kernel<gated_bwd>);
 }
 
 }  // namespace fused_rmsnorm

@@ -12,7 +12,7 @@
 #include <memory>
 #include <type_traits>
 
-#include "composite.h"
+#include "composite_gated.h"
 #include "registration.h"
 
 namespace fused_rmsnorm {
@@ -55,14 +55,25 @@ struct Saved {
   void set(const OptTensor& t) { set(t.value_or(Tensor())); }
 };
 
-// Base of the Nodes here: saved tensors, Options, and what the engine and compiled autograd ask of a
+// What compiled autograd carries options in.
+template <class... T>
+std::vector<at::TypePtr> types_of(T...) {
+  return {compiled::IValuePacker<T>::packed_type()...};
+}
+
+inline auto members(Options& o) { return std::tie(o.eps, o.p, o.weight_offset, o.llama); }
+inline auto members(GatedOptions& o) {
+  return std::tuple_cat(members(static_cast<Options&>(o)), std::tie(o.sigmoid, o.norm_before_gate));
+}
+
+// Base of the Nodes here: saved tensors, options, and what the engine and compiled autograd ask of a
 // Node with kEdges inputs in the forward. A derived class supplies its name and its work:
 //   static constexpr const char* kName;
 //   static variable_list backward(const Options&, const variable_list& grads, Unpack, const Wanted&);
 // The work is a function of its arguments and not a method, for compiled autograd calls it without
 // the Node: what it traces are tensors of no known shape, so it records a call of `backward` with
 // everything that the Node holds, and the compiler runs that on the right shapes later.
-template <class Derived, int kSaved, int kEdges>
+template <class Derived, int kSaved, int kEdges, class Options = Options>
 struct NormNode : autograd::Node {
   using Wanted = std::array<bool, kEdges>;        // which gradients are asked for
   using Unpack = c10::function_ref<Tensor(int)>;  // a saved tensor; may raise, so only when it is needed
@@ -88,10 +99,8 @@ struct NormNode : autograd::Node {
   // What a compiled graph of this Node is specialised on; saved tensors become its inputs.
   void compiled_args(compiled::CompiledNodeArgs& args) const override {
     for (auto& s : saved) args.collect(s.variable, s.is_output);
-    args.collect(options.eps);
-    args.collect(options.p);
-    args.collect(options.weight_offset);
-    args.collect(options.llama);
+    Options copy = options;
+    std::apply([&](auto&... member) { (args.collect(std::as_const(member)), ...); }, members(copy));
   }
 
   autograd::variable_list apply_with_saved(const autograd::variable_list& grads,
@@ -104,10 +113,7 @@ struct NormNode : autograd::Node {
     });
     for (auto& s : saved) swap.before(s.variable);
     compiled::PackedArgs args;
-    args.pack(options.eps);
-    args.pack(options.p);
-    args.pack(options.weight_offset);
-    args.pack(options.llama);
+    std::apply([&](auto&... member) { (args.pack(member), ...); }, members(options));
     for (auto& s : saved) args.pack(s.variable.unpack());
     const Wanted asked = wanted();
     args.pack(std::vector<bool>(asked.begin(), asked.end()));
@@ -127,10 +133,8 @@ struct NormNode : autograd::Node {
   }
 
   static std::vector<at::TypePtr> packed_types() {
-    std::vector<at::TypePtr> types{compiled::IValuePacker<std::optional<double>>::packed_type(),
-                                   compiled::IValuePacker<std::optional<double>>::packed_type(),
-                                   compiled::IValuePacker<double>::packed_type(),
-                                   compiled::IValuePacker<bool>::packed_type()};
+    Options any;
+    auto types = std::apply([](auto&... member) { return types_of(member...); }, members(any));
     types.insert(types.end(), kSaved, compiled::IValuePacker<Tensor>::packed_type());
     types.push_back(compiled::IValuePacker<std::vector<bool>>::packed_type());
     return types;
@@ -140,10 +144,9 @@ struct NormNode : autograd::Node {
                                               const std::vector<at::IValue>& packed) {
     compiled::PackedArgs args(packed);
     Options options;
-    options.eps = args.unpack<std::optional<double>>();
-    options.p = args.unpack<std::optional<double>>();
-    options.weight_offset = args.unpack<double>();
-    options.llama = args.unpack<bool>();
+    std::apply(
+        [&](auto&... member) { ((member = args.unpack<std::remove_reference_t<decltype(member)>>()), ...); },
+        members(options));
     std::array<Tensor, kSaved> tensors;
     for (auto& t : tensors) t = args.unpack<Tensor>();
     const auto asked = args.unpack<std::vector<bool>>();

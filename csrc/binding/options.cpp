@@ -19,6 +19,13 @@ Options parse_options(std::optional<double> eps, std::optional<double> p, double
   return {eps, p, weight_offset, llama};
 }
 
+GatedOptions parse_gated_options(c10::string_view activation, bool norm_before_gate, const Options& options) {
+  const bool sigmoid = activation == "sigmoid";
+  TORCH_CHECK_VALUE(sigmoid || activation == "silu", "activation must be \"silu\" or \"sigmoid\", but got \"",
+                    activation, "\"");
+  return {options, sigmoid, norm_before_gate};
+}
+
 int64_t stat_columns(std::optional<double> p, int64_t n) {
   if (!p || *p == 1 || n == 0) return n;
   const double length = static_cast<double>(n);
@@ -41,6 +48,11 @@ double resolve_eps(const Options& options, at::ScalarType x) {
 at::ScalarType output_type(const Options& options, at::ScalarType x,
                            const std::optional<at::Tensor>& weight) {
   return options.llama && present(weight) ? c10::promoteTypes(x, weight->scalar_type()) : x;
+}
+
+at::ScalarType output_type(const GatedOptions& options, at::ScalarType x,
+                           const std::optional<at::Tensor>& weight) {
+  return options.norm_before_gate ? x : output_type(static_cast<const Options&>(options), x, weight);
 }
 
 }  // namespace fused_rmsnorm

@@ -8,6 +8,9 @@ namespace fused_rmsnorm {
 // in F.rms_norm: rows whose mean square is below -eps become NaN.
 C10_EXPORT Options parse_options(std::optional<double> eps, std::optional<double> p, double weight_offset,
                                  c10::string_view casting_mode);
+// In addition ValueError for an activation other than "silu" and "sigmoid".
+C10_EXPORT GatedOptions parse_gated_options(c10::string_view activation, bool norm_before_gate,
+                                            const Options& options);
 
 // The smallest k with double(k) / double(n) >= p: 0.07 of 100 is 7, although the binary product is a
 // little above, and 5.0 / 7 of 7 is 5: what a person means, by a decimal and by a ratio. Without p, n.
@@ -20,6 +23,9 @@ double resolve_eps(const Options& options, at::ScalarType x);
 
 // x's dtype; in llama mode the promoted dtype when the weight is wider, as in transformers.
 at::ScalarType output_type(const Options& options, at::ScalarType x, const std::optional<at::Tensor>& weight);
+// Of a norm before its gate, x's dtype, which the product has; of a norm after its gate as above.
+at::ScalarType output_type(const GatedOptions& options, at::ScalarType x,
+                           const std::optional<at::Tensor>& weight);
 
 inline bool present(const std::optional<at::Tensor>& t) { return t.has_value() && t->defined(); }
 

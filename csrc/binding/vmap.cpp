@@ -93,6 +93,39 @@ Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTe
   return {dx, dw, db};
 }
 
+// The same of a gated norm: a batch of input and gate is more rows of both.
+Two gated_fwd(const GatedOptions& options, const Tensor& x, const Tensor& gate, const OptTensor& weight,
+              const OptTensor& bias) {
+  const Level vmap = Level::of(x, gate, weight, bias);
+  if (vmap.batches(weight) || vmap.batches(bias)) return composite_gated_fwd(options, x, gate, weight, bias);
+  const OutsideVmap guard(kBatched);
+  const c10::SymInt size = vmap.size({x, gate});
+  const auto [y, rstd] = call_gated_fwd(options, vmap.rows(x, size), vmap.rows(gate, size), weight, bias);
+  return {vmap.wrap(y), vmap.wrap(rstd)};
+}
+
+Four gated_bwd(const GatedOptions& options, const Tensor& dy, const Tensor& x, const Tensor& gate,
+               const OptTensor& weight, const OptTensor& bias, const Tensor& rstd, Mask4 mask) {
+  const Level vmap = Level::of(dy, x, gate, weight, bias, rstd);
+  if (vmap.batches(weight) || vmap.batches(bias)) {
+    return composite_gated_bwd(options, dy, x, gate, weight, bias, mask);
+  }
+  Tensor dx, dgate, dw, db;
+  if (mask[2] || mask[3]) {
+    std::tie(dx, dgate, dw, db) =
+        composite_gated_bwd(options, dy, x, gate, weight, bias, {false, false, mask[2], mask[3]});
+  }
+  if (mask[0] || mask[1]) {
+    const OutsideVmap guard(kBatched);
+    const c10::SymInt size = vmap.size({dy, x, gate, rstd});
+    const auto grads = call_gated_bwd(options, vmap.rows(dy, size), vmap.rows(x, size), vmap.rows(gate, size),
+                                      weight, bias, vmap.rows(rstd, size), {mask[0], mask[1], false, false});
+    if (mask[0]) dx = vmap.wrap(std::get<0>(grads));
+    if (mask[1]) dgate = vmap.wrap(std::get<1>(grads));
+  }
+  return {dx, dgate, dw, db};
+}
+
 void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight,
                  const OptTensor& bias) {
   auto [y, rstd] = call_fwd(options, residual.add_(x), weight, bias);
@@ -106,6 +139,8 @@ FUSED_RMSNORM_LIBRARY_IMPL(FuncTorchBatched, m) {
   m.impl("add_rms_norm_fwd", kernel<add_by_parts>);
   m.impl("add_rms_norm_", kernel<add_inplace>);
   m.impl("rms_norm_bwd", kernel<bwd>);
+  m.impl("rms_norm_gated_fwd", kernel<gated_fwd>);
+  m.impl("rms_norm_gated_bwd", kernel<gated_bwd>);
 }
 
 }  // namespace fused_rmsnorm

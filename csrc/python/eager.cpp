@@ -53,6 +53,17 @@ Options options_from(PyObject* const* args) {
                        number(args[2], "weight_offset"), {mode, static_cast<size_t>(length)});
 }
 
+// The six that close the schemas of gated norms.
+GatedOptions gated_options_from(PyObject* const* args) {
+  Py_ssize_t length = 0;
+  const char* activation = PyUnicode_Check(args[0]) ? PyUnicode_AsUTF8AndSize(args[0], &length) : nullptr;
+  TORCH_CHECK_TYPE(activation, "activation must be a string, but got ", Py_TYPE(args[0])->tp_name);
+  TORCH_CHECK_TYPE(PyBool_Check(args[1]), "norm_before_gate must be a bool, but got ",
+                   Py_TYPE(args[1])->tp_name);
+  return parse_gated_options({activation, static_cast<size_t>(length)}, args[1] == Py_True,
+                             options_from(args + 2));
+}
+
 void expect(Py_ssize_t count, Py_ssize_t expected) {
   TORCH_CHECK_TYPE(count == expected, "expected ", expected, " arguments, but got ", count);
 }
@@ -69,6 +80,23 @@ PyObject* py_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   {
     const pybind11::gil_scoped_release no_gil;
     y = norm(x, weight, bias, options);
+  }
+  return THPVariable_Wrap(std::move(y));
+  END_HANDLE_TH_ERRORS
+}
+
+// (input, gate, weight, bias, activation, norm_before_gate, eps, p, weight_offset, casting_mode) -> y
+template <auto norm>
+PyObject* py_norm_gated(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  expect(count, 10);
+  const Tensor x = tensor(args[0], "input"), gate = tensor(args[1], "gate");
+  const OptTensor weight = optional_tensor(args[2], "weight"), bias = optional_tensor(args[3], "bias");
+  const GatedOptions options = gated_options_from(args + 4);
+  Tensor y;
+  {
+    const pybind11::gil_scoped_release no_gil;
+    y = norm(x, gate, weight, bias, options);
   }
   return THPVariable_Wrap(std::move(y));
   END_HANDLE_TH_ERRORS
@@ -121,6 +149,8 @@ PyCFunction as_method(Function f) {
 PyMethodDef methods[] = {
     {"rms_norm", as_method(py_norm<rms_norm>), METH_FASTCALL, nullptr},
     {"composite_rms_norm", as_method(py_norm<rms_norm_composite>), METH_FASTCALL, nullptr},
+    {"rms_norm_gated", as_method(py_norm_gated<rms_norm_gated>), METH_FASTCALL, nullptr},
+    {"composite_rms_norm_gated", as_method(py_norm_gated<rms_norm_gated_composite>), METH_FASTCALL, nullptr},
     {"add_rms_norm", as_method(py_add_rms_norm), METH_FASTCALL, nullptr},
     {"add_rms_norm_", as_method(py_add_rms_norm_), METH_FASTCALL, nullptr},
     {"number", as_method(py_number), METH_FASTCALL, nullptr},

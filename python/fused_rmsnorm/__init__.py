@@ -5,7 +5,7 @@ from . import functional
 from ._after_import import import_after
 from ._build_info import build_info
 from ._info import launch_plan
-from .modules import AddRMSNorm, PRMSNorm, RMSNorm
+from .modules import AddRMSNorm, PRMSNorm, RMSNorm, RMSNormGated
 from .replace import replace_layer_norm_, replace_rms_norm_
 
 import_after("torch.distributed.tensor", f"{__name__}.distributed")
@@ -16,6 +16,7 @@ __all__ = [
     "AddRMSNorm",
     "PRMSNorm",
     "RMSNorm",
+    "RMSNormGated",
     "build_info",
     "functional",
     "launch_plan",

@@ -20,6 +20,32 @@ def composite_rms_norm(
     casting_mode: str,
     /,
 ) -> Tensor: ...
+def rms_norm_gated(
+    input: Tensor,
+    gate: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str,
+    norm_before_gate: bool,
+    eps: float | None,
+    p: float | None,
+    weight_offset: float,
+    casting_mode: str,
+    /,
+) -> Tensor: ...
+def composite_rms_norm_gated(
+    input: Tensor,
+    gate: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str,
+    norm_before_gate: bool,
+    eps: float | None,
+    p: float | None,
+    weight_offset: float,
+    casting_mode: str,
+    /,
+) -> Tensor: ...
 def add_rms_norm(
     input: Tensor,
     residual: Tensor,

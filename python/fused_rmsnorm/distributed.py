@@ -16,6 +16,10 @@ normalised dimension split            one all-reduce in each direction, of one n
 Partial                               redistributed first, to split rows if they can be split
 weight or bias split                  gathered; where the normalised dimension is split as they
                                       are, each rank uses its part
+weight or bias with rows of its own   split as the rows of input are, with gradients split so;
+                                      where the normalised dimension is split, that is gathered
+gated norms                           rows split or replicated as above; a split normalised
+                                      dimension is gathered
 a torch.Tensor beside a DTensor       RuntimeError, as from every operator of torch
 ====================================  ============================================================
 
@@ -59,6 +63,14 @@ def _dim(p: Placement, otherwise: int) -> int:
     return getattr(p, "dim", otherwise)
 
 
+def _affine_placement(spec: Any, rows: Placement, x: Any) -> Placement:
+    """Of a weight or bias beside rows placed so: split where it has a dimension that is."""
+    if rows.is_replicate() or spec.ndim == 1:
+        return Replicate()
+    dim = _dim(rows, 0) - (x.ndim - spec.ndim)
+    return Shard(dim) if dim >= 0 and spec.shape[dim] != 1 else Replicate()
+
+
 def _strategy(op_schema: OpSchema) -> OpStrategy:
     """Where an operator can run as it is: on whole rows. DTensor chooses what costs least."""
     schema = op_schema.op._schema
@@ -72,8 +84,10 @@ def _strategy(op_schema: OpSchema) -> OpStrategy:
             f"{x.placements} and {specs['residual'].placements}"
         )
     splits: list[Placement] = [Shard(d) for d in range(x.ndim - 1)]
-    # Rows may also be split in strides, as by a view that flattened split dimensions.
-    splits += [p for p in x.placements if _dim(p, x.ndim) < x.ndim - 1 and p not in splits]
+    affine = [specs[name] for name in _AFFINE if name in specs]
+    if all(spec.ndim == 1 for spec in affine):
+        # Rows may also be split in strides, as by a view that flattened split dimensions.
+        splits += [p for p in x.placements if _dim(p, x.ndim) < x.ndim - 1 and p not in splits]
 
     outputs = [output.name for output in schema.returns]
     wanted = dict.fromkeys(outputs, True)
@@ -84,11 +98,17 @@ def _strategy(op_schema: OpSchema) -> OpStrategy:
             wanted[name] &= "weight" in specs
 
     def rule(rows: Placement) -> list[Placement | None]:
-        summed = Partial() if rows in splits else rows
-        placed = {name: summed if name in _AFFINE_GRADS else rows for name in outputs}
+        placed = dict.fromkeys(outputs, rows)
+        if "weight" in specs:
+            own = _affine_placement(specs["weight"], rows, x)
+            summed = Partial() if own.is_replicate() and rows in splits else own
+            placed |= {name: summed for name in _AFFINE_GRADS if name in placed}
         return [
             *(placed[name] if wanted[name] else None for name in outputs),
-            *(Replicate() if name in _AFFINE else rows for name in specs),
+            *(
+                _affine_placement(spec, rows, x) if name in _AFFINE else rows
+                for name, spec in specs.items()
+            ),
         ]
 
     return expand_to_full_mesh_op_strategy(
@@ -216,11 +236,15 @@ def _splits_columns(x: Any, *others: Any) -> bool:
     )
 
 
+def _is_vector(weight: Any) -> bool:
+    return weight is None or weight.ndim == 1
+
+
 # What follows sees the DTensors first; what it leaves (NotImplemented) takes the strategy.
 
 
 def _fwd(x: Any, weight: Any = None, bias: Any = None, *options: Any) -> Any:
-    if not _splits_columns(x, weight, bias):
+    if not _splits_columns(x, weight, bias) or not _is_vector(weight):
         return NotImplemented
     with torch.no_grad():
         return _SplitRows(x, *options).forward(weight, bias)
@@ -232,7 +256,15 @@ def _add_fwd(x: Any, residual: Any, *others: Any) -> Any:
     with torch.no_grad():
         s = (x + residual).contiguous()
         y, rstd = ops.rms_norm_fwd(s, *others)
-        return y, s, rstd
+        return _as_sum_of(y, x, *others), s, rstd
+
+
+def _as_sum_of(y: Any, x: Any, weight: Any = None, bias: Any = None, *options: Any) -> Any:
+    """``y``, the norm of a sum that may be wider than x, in the dtype of the norm of x."""
+    out = x.dtype
+    if weight is not None and "llama" in options:
+        out = torch.promote_types(out, weight.dtype)
+    return y.to(out)
 
 
 def _add_in_place(x: Any, residual: Any, *others: Any) -> Any:
@@ -246,7 +278,7 @@ def _add_in_place(x: Any, residual: Any, *others: Any) -> Any:
 
 
 def _bwd(dy: Any, x: Any, weight: Any, rstd: Any, grad_sum: Any, mask: Any, *options: Any) -> Any:
-    if not _splits_columns(x, dy, weight, rstd, grad_sum):
+    if not _splits_columns(x, dy, weight, rstd, grad_sum) or not _is_vector(weight):
         return NotImplemented
     with torch.no_grad():
         return _SplitRows(x, *options).backward(dy, weight, rstd, grad_sum, mask)
@@ -258,14 +290,23 @@ def _register() -> None:
         (ops.add_rms_norm_fwd.default, _add_fwd),
         (ops.add_rms_norm_.default, _add_in_place),
         (ops.rms_norm_bwd.default, _bwd),
+        (ops.rms_norm_gated_fwd.default, None),
+        (ops.rms_norm_gated_bwd.default, None),
     ):
         types = [str(argument.type) for argument in op._schema.arguments]
         options = next(i for i, name in enumerate(types) if "Tensor" not in name)
         # What is not a tensor decides about outputs, too: the mask about which there are,
         # casting_mode about their dtype. From `options` on arguments count in DTensor's cache.
         register_op_strategy(op, schema_info=RuntimeSchemaInfo(options))(_strategy)
-        _register_rule(op, split_columns)
-    for op in (ops.rms_norm.default, ops.add_rms_norm.default, ops.rms_norm_composite.default):
+        if split_columns is not None:
+            _register_rule(op, split_columns)
+    for op in (
+        ops.rms_norm.default,
+        ops.add_rms_norm.default,
+        ops.rms_norm_composite.default,
+        ops.rms_norm_gated.default,
+        ops.rms_norm_gated_composite.default,
+    ):
         # Only seen under inference_mode: elsewhere the dispatcher has taken them apart before.
         _register_rule(op, op.decompose)
 

@@ -14,9 +14,8 @@ promoted dtype when the weight is wider.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from numbers import Integral
-from typing import Any, Literal, cast
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,98 +23,32 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _eager
 from ._ops import ops
+from ._shapes import as_shape, flat, in_groups, refuse_nested, rows_in_place, rows_of
 
 __all__ = [
+    "Activation",
     "CastingMode",
     "add_rms_norm",
     "add_rms_norm_",
     "composite_rms_norm",
+    "composite_rms_norm_gated",
     "rms_norm",
+    "rms_norm_gated",
 ]
 
 CastingMode = Literal["torch", "llama"]
+Activation = Literal["silu", "sigmoid"]
 
 # What traces Python sees these; eager mode takes the same operators through _eager, which spares
 # a third of the time of a small call and names the argument in every error.
 _rms_norm = ops.rms_norm.default
 _rms_norm_composite = ops.rms_norm_composite.default
+_rms_norm_gated = ops.rms_norm_gated.default
+_rms_norm_gated_composite = ops.rms_norm_gated_composite.default
 _add_rms_norm = ops.add_rms_norm.default
 _add_rms_norm_ = ops.add_rms_norm_.default
 
 _is_compiling = torch.compiler.is_compiling
-
-
-def _flat(t: Tensor | None, shape: tuple[int, ...], name: str) -> Tensor | None:
-    """Weight or bias as a vector, from ``normalized_shape``."""
-    if t is None or len(shape) == 1:
-        return t  # the operator checks the length
-    _check_tensor(t, name)
-    if tuple(t.shape) != shape:
-        raise RuntimeError(f"{name} must have shape {list(shape)}, but got {list(t.shape)}")
-    return t.reshape(-1)
-
-
-def _check_tensor(t: Tensor, name: str) -> None:
-    """Refuses what has no strides or no shape, as the operators do."""
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a Tensor, but got {type(t).__name__}")
-    if t.is_nested or t.layout is not torch.strided:
-        kind = "a nested one: take its values()" if t.is_nested else f"layout {t.layout}"
-        raise TypeError(f"{name} must be a strided tensor, but got {kind}")
-
-
-def _rows(t: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
-    """``t`` with its last ``len(shape)`` dimensions made one."""
-    if len(shape) == 1 and isinstance(t, Tensor) and t.dim() and t.size(-1) == shape[0]:
-        return t
-    _check_tensor(t, name)
-    if len(shape) == 0:
-        raise RuntimeError("normalized_shape must have at least one dimension, but got []")
-    if tuple(t.shape[-len(shape) :]) != shape:
-        raise RuntimeError(
-            f"{name} must end in normalized_shape {list(shape)}, but has shape {list(t.shape)}"
-        )
-    return t.flatten(-len(shape))
-
-
-def _rows_in_place(t: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
-    """:func:`_rows` as a view of ``t``, also of one whose memory cannot be seen (a DTensor)."""
-    rows = _rows(t, shape, name)
-    try:
-        return t if rows is t else t.view(rows.shape)
-    except RuntimeError:
-        raise RuntimeError(
-            f"{name} cannot be viewed as rows of {list(shape)} to be written in place: "
-            "make it contiguous"
-        ) from None
-
-
-def _as_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
-    if isinstance(normalized_shape, int):
-        return (normalized_shape,)
-    if isinstance(normalized_shape, (tuple, list)):
-        return tuple(normalized_shape)  # whatever it holds is compared with the input's sizes
-    if isinstance(normalized_shape, torch.SymInt):
-        return (cast(int, normalized_shape),)
-    return checked_shape(normalized_shape)
-
-
-def checked_shape(normalized_shape: Any) -> tuple[int, ...]:
-    """One integer or several, also of numpy's types, as a tuple of Python's."""
-    several = isinstance(normalized_shape, Iterable) and getattr(normalized_shape, "ndim", 1) != 0
-    members = tuple(normalized_shape) if several else (normalized_shape,)
-    if not all(isinstance(n, Integral) and not isinstance(n, bool) for n in members):
-        raise TypeError(
-            f"normalized_shape must be an int or a sequence of ints, but got {normalized_shape!r}"
-        )
-    return tuple(int(n) for n in members)
-
-
-def _refuse_nested(**tensors: Tensor | None) -> None:
-    """Nested tensors take every function named rms_norm for torch's own, with its arguments."""
-    for name, t in tensors.items():
-        if isinstance(t, Tensor) and t.is_nested:
-            _check_tensor(t, name)
 
 
 def rms_norm(
@@ -125,6 +58,7 @@ def rms_norm(
     eps: float | None = None,
     *,
     bias: Tensor | None = None,
+    group_size: int | None = None,
     p: float | None = None,
     weight_offset: float = 0.0,
     casting_mode: CastingMode = "torch",
@@ -136,12 +70,16 @@ def rms_norm(
             ``[*, *normalized_shape]``, any strides; neither sparse nor nested.
         normalized_shape: the last dimensions of ``input``, normalised together: an integer, also
             of numpy's types, or a sequence of them.
-        weight: shape ``normalized_shape``, any of float16, bfloat16, float32 and float64 (fp32 with
-            bf16 input is fused, too); complex if ``input`` is.
+        weight: shape ``normalized_shape``, or with dimensions before it that broadcast to
+            ``input``'s: (heads, D) for a norm per head, (batch, 1, D) for modulation. Any of
+            float16, bfloat16, float32 and float64 (fp32 with bf16 input is fused, too); complex if
+            ``input`` is.
         eps: added to the mean square, inside the root. None: the epsilon of the arithmetic type,
             fp32 for the half types, as torch.nn.RMSNorm. Any number: rows whose mean square is
             below ``-eps`` become NaN.
-        bias: shape ``normalized_shape``.
+        bias: as ``weight``, of which it may differ in shape and dtype.
+        group_size: each row of ``normalized_shape`` is cut into groups of so many elements, each
+            normalised by itself (Mamba 2, Zamba 2, Nemotron-H). The weight keeps its shape.
         p: fraction in (0, 1] of the leading elements that the mean square is taken over: k is the
             smallest integer with ``k / N >= p`` in fp64. So p = 0.07 of 100 reads 7, and
             ``p=k / N`` reads k.
@@ -155,13 +93,13 @@ def rms_norm(
         contiguous.
 
     Raises:
-        ValueError: ``p``, ``weight_offset`` or ``casting_mode`` outside what is accepted, or a
-            ``weight_offset`` without a weight.
+        ValueError: ``p``, ``group_size``, ``weight_offset`` or ``casting_mode`` outside what is
+            accepted, or a ``weight_offset`` without a weight.
         RuntimeError: shapes or devices do not match.
         TypeError: a dtype, a layout or the type of an argument is not accepted.
     """
     if has_torch_function_variadic(input, weight, bias):
-        _refuse_nested(input=input, weight=weight, bias=bias)
+        refuse_nested(input=input, weight=weight, bias=bias)
         return handle_torch_function(
             rms_norm,
             (input, weight, bias),
@@ -170,17 +108,30 @@ def rms_norm(
             weight,
             eps,
             bias=bias,
+            group_size=group_size,
             p=p,
             weight_offset=weight_offset,
             casting_mode=casting_mode,
         )
-    shape = _as_shape(normalized_shape)
-    rows = _rows(input, shape, "input")
+    shape = as_shape(normalized_shape)
+    if group_size is not None:
+        grouped = rms_norm(
+            in_groups(input, shape, group_size, "input"),
+            group_size,
+            in_groups(weight, shape, group_size, "weight"),
+            eps,
+            bias=in_groups(bias, shape, group_size, "bias"),
+            p=p,
+            weight_offset=weight_offset,
+            casting_mode=casting_mode,
+        )
+        return grouped.view(input.shape)
+    rows = rows_of(input, shape, "input")
     op = _rms_norm if _is_compiling() else _eager.rms_norm
     y = op(
         rows,
-        _flat(weight, shape, "weight"),
-        _flat(bias, shape, "bias"),
+        flat(weight, shape, "weight"),
+        flat(bias, shape, "bias"),
         eps,
         p,
         weight_offset,
@@ -196,6 +147,7 @@ def composite_rms_norm(
     eps: float | None = None,
     *,
     bias: Tensor | None = None,
+    group_size: int | None = None,
     p: float | None = None,
     weight_offset: float = 0.0,
     casting_mode: CastingMode = "torch",
@@ -214,17 +166,30 @@ def composite_rms_norm(
             weight,
             eps,
             bias=bias,
+            group_size=group_size,
             p=p,
             weight_offset=weight_offset,
             casting_mode=casting_mode,
         )
-    shape = _as_shape(normalized_shape)
-    rows = _rows(input, shape, "input")
+    shape = as_shape(normalized_shape)
+    if group_size is not None:
+        grouped = composite_rms_norm(
+            in_groups(input, shape, group_size, "input"),
+            group_size,
+            in_groups(weight, shape, group_size, "weight"),
+            eps,
+            bias=in_groups(bias, shape, group_size, "bias"),
+            p=p,
+            weight_offset=weight_offset,
+            casting_mode=casting_mode,
+        )
+        return grouped.view(input.shape)
+    rows = rows_of(input, shape, "input")
     op = _rms_norm_composite if _is_compiling() else _eager.composite_rms_norm
     y = op(
         rows,
-        _flat(weight, shape, "weight"),
-        _flat(bias, shape, "bias"),
+        flat(weight, shape, "weight"),
+        flat(bias, shape, "bias"),
         eps,
         p,
         weight_offset,
@@ -241,21 +206,24 @@ def add_rms_norm(
     eps: float | None = None,
     *,
     bias: Tensor | None = None,
+    group_size: int | None = None,
     p: float | None = None,
     weight_offset: float = 0.0,
     casting_mode: CastingMode = "torch",
 ) -> tuple[Tensor, Tensor]:
     """``s = input + residual; return rms_norm(s), s`` in one pass: the pre-norm residual add.
 
-    The sum is rounded to the input's dtype before it is normalised, so the result is the one of
-    the two separate steps.
+    The sum has the residual's dtype and is rounded to it before it is normalised, so the result is
+    the one of the two separate steps. With a residual stream in fp32 under bf16 or fp16 branches
+    nothing is rounded to the half type but ``y``.
 
     Args:
-        residual: shape, dtype and device of ``input``.
+        residual: shape and device of ``input``; its dtype or a wider one.
         Others: see :func:`rms_norm`.
 
     Returns:
-        ``(y, s)``, both new and contiguous.
+        ``(y, s)``, both new and contiguous; ``y`` in the dtype that ``rms_norm(input)`` has, ``s``
+        in the residual's.
     """
     if has_torch_function_variadic(input, residual, weight, bias):
         return handle_torch_function(
@@ -267,18 +235,32 @@ def add_rms_norm(
             weight,
             eps,
             bias=bias,
+            group_size=group_size,
             p=p,
             weight_offset=weight_offset,
             casting_mode=casting_mode,
         )
-    shape = _as_shape(normalized_shape)
-    rows = _rows(input, shape, "input")
+    shape = as_shape(normalized_shape)
+    if group_size is not None:
+        y, s = add_rms_norm(
+            in_groups(input, shape, group_size, "input"),
+            in_groups(residual, shape, group_size, "residual"),
+            group_size,
+            in_groups(weight, shape, group_size, "weight"),
+            eps,
+            bias=in_groups(bias, shape, group_size, "bias"),
+            p=p,
+            weight_offset=weight_offset,
+            casting_mode=casting_mode,
+        )
+        return y.view(input.shape), s.view(input.shape)
+    rows = rows_of(input, shape, "input")
     op = _add_rms_norm if _is_compiling() else _eager.add_rms_norm
     y, s = op(
         rows,
-        _rows(residual, shape, "residual"),
-        _flat(weight, shape, "weight"),
-        _flat(bias, shape, "bias"),
+        rows_of(residual, shape, "residual"),
+        flat(weight, shape, "weight"),
+        flat(bias, shape, "bias"),
         eps,
         p,
         weight_offset,
@@ -295,6 +277,7 @@ def add_rms_norm_(
     eps: float | None = None,
     *,
     bias: Tensor | None = None,
+    group_size: int | None = None,
     p: float | None = None,
     weight_offset: float = 0.0,
     casting_mode: CastingMode = "torch",
@@ -317,22 +300,163 @@ def add_rms_norm_(
             weight,
             eps,
             bias=bias,
+            group_size=group_size,
             p=p,
             weight_offset=weight_offset,
             casting_mode=casting_mode,
         )
-    shape = _as_shape(normalized_shape)
-    rows = _rows_in_place(input, shape, "input")
-    residual_rows = _rows_in_place(residual, shape, "residual")
+    shape = as_shape(normalized_shape)
+    rows = rows_in_place(input, shape, "input")
+    residual_rows = rows_in_place(residual, shape, "residual")
+    if group_size is not None:
+        add_rms_norm_(
+            in_groups(rows, (rows.size(-1),), group_size, "input"),
+            in_groups(residual_rows, (rows.size(-1),), group_size, "residual"),
+            group_size,
+            in_groups(weight, shape, group_size, "weight"),
+            eps,
+            bias=in_groups(bias, shape, group_size, "bias"),
+            p=p,
+            weight_offset=weight_offset,
+            casting_mode=casting_mode,
+        )
+        return input, residual
     op = _add_rms_norm_ if _is_compiling() else _eager.add_rms_norm_
     op(
         rows,
         residual_rows,
-        _flat(weight, shape, "weight"),
-        _flat(bias, shape, "bias"),
+        flat(weight, shape, "weight"),
+        flat(bias, shape, "bias"),
         eps,
         p,
         weight_offset,
         casting_mode,
     )
     return input, residual
+
+
+def rms_norm_gated(
+    input: Tensor,
+    gate: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    bias: Tensor | None = None,
+    activation: Activation = "silu",
+    norm_before_gate: bool = True,
+    group_size: int | None = None,
+    p: float | None = None,
+    weight_offset: float = 0.0,
+    casting_mode: CastingMode = "torch",
+) -> Tensor:
+    """``rms_norm(input) * act(gate)``, or ``rms_norm(input * act(gate))``, in one pass.
+
+    As in mamba_ssm and flash-linear-attention. The gate and the product are in the arithmetic type.
+    With ``casting_mode="llama"`` the norm is rounded as :func:`rms_norm` rounds it before a gate
+    multiplies it; of ``input * act(gate)`` nothing is rounded before the norm. These are the
+    roundings of transformers: Mamba 2, Zamba 2, Bamba, GraniteMoeHybrid and Nemotron-H are
+    ``"llama"`` with the gate first, Qwen3-Next is ``"llama"`` with the norm first, FalconH1 is
+    ``"torch"``.
+
+    Args:
+        input: float16, bfloat16, float32 or float64, shape ``[*, *normalized_shape]``.
+        gate: shape of ``input``; any of these dtypes.
+        activation: ``"silu"``, z sigmoid(z), or ``"sigmoid"``.
+        norm_before_gate: whether the norm comes first, and with it weight and bias.
+        Others: see :func:`rms_norm`.
+
+    Returns:
+        Shape and dtype of ``input``, contiguous. In llama mode with a wider weight and the gate
+        first: the promoted dtype.
+    """
+    if has_torch_function_variadic(input, gate, weight, bias):
+        refuse_nested(input=input, gate=gate, weight=weight, bias=bias)
+        return handle_torch_function(
+            rms_norm_gated,
+            (input, gate, weight, bias),
+            input,
+            gate,
+            normalized_shape,
+            weight,
+            eps,
+            bias=bias,
+            activation=activation,
+            norm_before_gate=norm_before_gate,
+            group_size=group_size,
+            p=p,
+            weight_offset=weight_offset,
+            casting_mode=casting_mode,
+        )
+    shape = as_shape(normalized_shape)
+    op = _rms_norm_gated if _is_compiling() else _eager.rms_norm_gated
+    if group_size is None:
+        args = (
+            rows_of(input, shape, "input"),
+            rows_of(gate, shape, "gate"),
+            flat(weight, shape, "weight"),
+            flat(bias, shape, "bias"),
+        )
+    else:
+        args = (
+            in_groups(input, shape, group_size, "input"),
+            in_groups(gate, shape, group_size, "gate"),
+            in_groups(weight, shape, group_size, "weight"),
+            in_groups(bias, shape, group_size, "bias"),
+        )
+    y = op(*args, activation, norm_before_gate, eps, p, weight_offset, casting_mode)
+    return y if args[0] is input else y.view(input.shape)
+
+
+def composite_rms_norm_gated(
+    input: Tensor,
+    gate: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    bias: Tensor | None = None,
+    activation: Activation = "silu",
+    norm_before_gate: bool = True,
+    group_size: int | None = None,
+    p: float | None = None,
+    weight_offset: float = 0.0,
+    casting_mode: CastingMode = "torch",
+) -> Tensor:
+    """The definition of :func:`rms_norm_gated`, made of plain torch operations."""
+    if has_torch_function_variadic(input, gate, weight, bias):
+        refuse_nested(input=input, gate=gate, weight=weight, bias=bias)
+        return handle_torch_function(
+            composite_rms_norm_gated,
+            (input, gate, weight, bias),
+            input,
+            gate,
+            normalized_shape,
+            weight,
+            eps,
+            bias=bias,
+            activation=activation,
+            norm_before_gate=norm_before_gate,
+            group_size=group_size,
+            p=p,
+            weight_offset=weight_offset,
+            casting_mode=casting_mode,
+        )
+    shape = as_shape(normalized_shape)
+    op = _rms_norm_gated_composite if _is_compiling() else _eager.composite_rms_norm_gated
+    if group_size is None:
+        args = (
+            rows_of(input, shape, "input"),
+            rows_of(gate, shape, "gate"),
+            flat(weight, shape, "weight"),
+            flat(bias, shape, "bias"),
+        )
+    else:
+        args = (
+            in_groups(input, shape, group_size, "input"),
+            in_groups(gate, shape, group_size, "gate"),
+            in_groups(weight, shape, group_size, "weight"),
+            in_groups(bias, shape, group_size, "bias"),
+        )
+    y = op(*args, activation, norm_before_gate, eps, p, weight_offset, casting_mode)
+    return y if args[0] is input else y.view(input.shape)

@@ -1,7 +1,8 @@
-"""RMSNorm, PRMSNorm and AddRMSNorm as modules: parameters and defaults, nothing else."""
+"""RMSNorm, PRMSNorm, AddRMSNorm, RMSNormGated as modules: parameters and defaults, nothing else."""
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -9,11 +10,12 @@ from torch import Tensor, nn
 
 from . import functional
 from ._eager import number
+from ._shapes import checked_group_size, checked_shape
 from .encoder_layers import call_in_encoder_layers
-from .functional import CastingMode, checked_shape
+from .functional import Activation, CastingMode
 from .nested import of_each_sequence
 
-__all__ = ["AddRMSNorm", "CompileMode", "PRMSNorm", "RMSNorm"]
+__all__ = ["AddRMSNorm", "CompileMode", "PRMSNorm", "RMSNorm", "RMSNormGated"]
 
 CompileMode = Literal["opaque", "fuse"]
 
@@ -31,6 +33,7 @@ class RMSNorm(nn.RMSNorm):
         elementwise_affine: whether there is a weight.
         device, dtype: of the parameters. An fp32 weight under bf16 input stays fused.
         bias: whether there is a bias, too; needs ``elementwise_affine``.
+        group_size: each row is cut into groups of so many elements, each normalised by itself.
         p: pRMSNorm: fraction in (0, 1] of the leading elements that the mean square is taken over.
         weight_offset: the scale is ``weight_offset + weight`` and the weight starts at
             ``1 - weight_offset``: 1.0 for checkpoints of the Gemma family. Needs
@@ -47,6 +50,7 @@ class RMSNorm(nn.RMSNorm):
     """
 
     bias: nn.Parameter | None
+    group_size: int | None = None
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class RMSNorm(nn.RMSNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = False,
+        group_size: int | None = None,
         p: float | None = None,
         weight_offset: float = 0.0,
         casting_mode: CastingMode = "torch",
@@ -77,6 +82,9 @@ class RMSNorm(nn.RMSNorm):
             raise ValueError("bias=True needs elementwise_affine=True")
         if weight_offset != 0 and not elementwise_affine:
             raise ValueError(f"weight_offset={weight_offset} needs elementwise_affine=True")
+        if group_size is not None:
+            group_size = checked_group_size(group_size, math.prod(shape))
+        self.group_size = group_size
         self.p = p
         self.weight_offset = weight_offset  # read by reset_parameters, which the base class calls
         self.casting_mode: CastingMode = casting_mode
@@ -106,6 +114,7 @@ class RMSNorm(nn.RMSNorm):
             self.weight,
             self.eps,
             bias=self.bias,
+            group_size=self.group_size,
             p=self.p,
             weight_offset=self.weight_offset,
             casting_mode=self.casting_mode,
@@ -122,6 +131,8 @@ class RMSNorm(nn.RMSNorm):
         text = super().extra_repr()
         if self.bias is not None:
             text += ", bias=True"
+        if self.group_size is not None:
+            text += f", group_size={self.group_size}"
         if self.p is not None:
             text += f", p={self.p}"
         if self.weight_offset != 0:
@@ -154,6 +165,7 @@ class PRMSNorm(RMSNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = False,
+        group_size: int | None = None,
         weight_offset: float = 0.0,
         casting_mode: CastingMode = "torch",
         compile_mode: CompileMode = "opaque",
@@ -165,6 +177,7 @@ class PRMSNorm(RMSNorm):
             device,
             dtype,
             bias=bias,
+            group_size=group_size,
             p=p,
             weight_offset=weight_offset,
             casting_mode=casting_mode,
@@ -178,13 +191,18 @@ class AddRMSNorm(RMSNorm):
     def forward(self, input: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """``(y, s)`` with ``s = input + residual``, the next residual, and ``y`` its norm.
 
-        Shapes: all ``[*, *normalized_shape]``; ``residual`` in the dtype of ``input``.
+        Shapes: all ``[*, *normalized_shape]``; ``residual`` in the dtype of ``input`` or a wider
+        one, which then is that of ``s``.
         """
         fuse = self.compile_mode == "fuse" and torch.compiler.is_compiling()
         # A plain sum would promote and broadcast: what the operator refuses goes to the operator.
-        if fuse and residual.shape == input.shape and residual.dtype == input.dtype:
+        fuse = fuse and residual.shape == input.shape
+        if fuse and torch.promote_types(input.dtype, residual.dtype) == residual.dtype:
             s = input + residual
-            return super().forward(s), s
+            out = input.dtype
+            if self.casting_mode == "llama" and self.weight is not None:
+                out = torch.promote_types(out, self.weight.dtype)
+            return super().forward(s).to(out), s
         return functional.add_rms_norm(
             input,
             residual,
@@ -192,7 +210,82 @@ class AddRMSNorm(RMSNorm):
             self.weight,
             self.eps,
             bias=self.bias,
+            group_size=self.group_size,
             p=self.p,
             weight_offset=self.weight_offset,
             casting_mode=self.casting_mode,
         )
+
+
+class RMSNormGated(RMSNorm):
+    """A norm and the gate beside it, ``norm(x) * act(gate)`` or ``norm(x * act(gate))``, fused.
+
+    The norm of Mamba 2, Qwen3-Next, FalconH1 and others; as mamba_ssm's RMSNormGated.
+
+    Args:
+        activation: ``"silu"`` or ``"sigmoid"``.
+        norm_before_gate: whether the norm comes first.
+        Others: see :class:`RMSNorm`. For the roundings of ``casting_mode`` and which model has
+            which, see :func:`fused_rmsnorm.functional.rms_norm_gated`.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | list[int] | torch.Size,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = False,
+        activation: Activation = "silu",
+        norm_before_gate: bool = True,
+        group_size: int | None = None,
+        p: float | None = None,
+        weight_offset: float = 0.0,
+        casting_mode: CastingMode = "torch",
+        compile_mode: CompileMode = "opaque",
+    ) -> None:
+        super().__init__(
+            normalized_shape,
+            eps,
+            elementwise_affine,
+            device,
+            dtype,
+            bias=bias,
+            group_size=group_size,
+            p=p,
+            weight_offset=weight_offset,
+            casting_mode=casting_mode,
+            compile_mode=compile_mode,
+        )
+        if activation not in ("silu", "sigmoid"):
+            raise ValueError(f'activation must be "silu" or "sigmoid", but got {activation!r}')
+        self.activation: Activation = activation
+        self.norm_before_gate = bool(norm_before_gate)
+
+    def forward(self, input: Tensor, gate: Tensor | None = None) -> Tensor:
+        """Shapes: both ``[*, *normalized_shape]``. Without a gate the plain norm."""
+        if gate is None:
+            return super().forward(input)
+        fuse = self.compile_mode == "fuse" and torch.compiler.is_compiling()
+        norm = functional.composite_rms_norm_gated if fuse else functional.rms_norm_gated
+        return norm(
+            input,
+            gate,
+            self.normalized_shape,
+            self.weight,
+            self.eps,
+            bias=self.bias,
+            activation=self.activation,
+            norm_before_gate=self.norm_before_gate,
+            group_size=self.group_size,
+            p=self.p,
+            weight_offset=self.weight_offset,
+            casting_mode=self.casting_mode,
+        )
+
+    def extra_repr(self) -> str:
+        """As RMSNorm, and after it activation and order."""
+        text = super().extra_repr() + f", activation={self.activation!r}"
+        return text if self.norm_before_gate else text + ", norm_before_gate=False"

@@ -76,8 +76,37 @@ def translation_table(opset_version: int) -> dict[Callable[..., Any], Callable[.
         norm = _Norm(input, eps, p, casting_mode == "llama", standard, residual)
         return norm.scaled(weight, bias, weight_offset), norm.sum, norm.rstd
 
+    def rms_norm_gated_fwd(
+        input: Value,
+        gate: Value,
+        weight: Value = None,
+        bias: Value = None,
+        activation: str = "silu",
+        norm_before_gate: bool = True,
+        eps: float | None = None,
+        p: float | None = None,
+        weight_offset: float = 0.0,
+        casting_mode: str = "torch",
+    ) -> Value:
+        llama, dtype = casting_mode == "llama", _TORCH[input.dtype]
+        acc = torch.float64 if dtype == torch.float64 else torch.float32
+        z = _cast(gate, acc)
+        act = op.Sigmoid(z)
+        if activation == "silu":
+            act = op.Mul(z, act)
+        if norm_before_gate:
+            norm = _Norm(input, eps, p, llama, standard)
+            y = norm.unrounded(weight, bias, weight_offset)
+            if llama:
+                y = _cast(y, norm.output_type(weight))
+                y = _cast(y, norm.wide(weight))
+            return _cast(op.Mul(y, _cast(act, norm.wide(weight))), dtype), norm.rstd
+        norm = _Norm(input, eps, p, llama, standard, gate=act)
+        return norm.scaled(weight, bias, weight_offset), norm.rstd
+
     return {
         ops.rms_norm_fwd.default: rms_norm_fwd,
+        ops.rms_norm_gated_fwd.default: rms_norm_gated_fwd,
         ops.add_rms_norm_fwd.default: add_rms_norm_fwd,
     }
 
@@ -101,16 +130,22 @@ class _Norm:
         llama: bool,
         standard: bool,
         residual: Value = None,
+        gate: Value = None,
     ) -> None:
-        self.llama = llama
+        self.llama = self.promotes = llama
         self.dtype = _TORCH[input.dtype]
         self.acc = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.rows, self.sum = _cast(input, self.acc), input
+        if residual is not None:  # in the residual's dtype, and rounded to it before the norm
+            sum_type = _TORCH[residual.dtype]
+            self.acc = torch.promote_types(self.acc, sum_type)
+            self.sum = _cast(op.Add(_cast(input, self.acc), _cast(residual, self.acc)), sum_type)
+            self.rows = _cast(self.sum, self.acc)
+            self.llama &= sum_type == self.dtype  # else nothing is rounded before the weight
+        if gate is not None:  # in the arithmetic type, as the product is
+            self.rows = op.Mul(self.rows, gate)
         self.eps = torch.finfo(self.acc).eps if eps is None else eps
         self.standard = standard and p is None and self.acc == torch.float32
-        self.rows, self.sum = _cast(input, self.acc), input
-        if residual is not None:  # rounded to the input's dtype before it is normalised
-            self.sum = _cast(op.Add(self.rows, _cast(residual, self.acc)), self.dtype)
-            self.rows = _cast(self.sum, self.acc)
         head = self.rows
         if p is not None:
             n = input.shape[-1]
@@ -124,23 +159,33 @@ class _Norm:
 
     def scaled(self, weight: Value | None, bias: Value | None, offset: float) -> Value:
         """y, in the dtype that the operator gives it."""
-        out = self.dtype
-        if self.llama and weight is not None:
-            out = torch.promote_types(out, _TORCH[weight.dtype])
-        wide = torch.promote_types(self.acc, out)
+        return _cast(self.unrounded(weight, bias, offset), self.output_type(weight))
+
+    def output_type(self, weight: Value | None) -> torch.dtype:
+        if self.promotes and weight is not None:
+            return torch.promote_types(self.dtype, _TORCH[weight.dtype])
+        return self.dtype
+
+    def wide(self, weight: Value | None) -> torch.dtype:
+        return torch.promote_types(self.acc, self.output_type(weight))
+
+    def unrounded(self, weight: Value | None, bias: Value | None, offset: float) -> Value:
+        wide = self.wide(weight)
         scale = None
         if weight is not None:
             scale = _cast(weight, wide)
             if offset:
                 scale = op.Add(scale, _constant(offset, _ONNX[wide]))
-        if self.llama:
-            y = _cast(_cast(self.normalised(None), self.dtype), wide)
+        has_rows = weight is not None and len(weight.shape) > 1  # which the standard scale has not
+        if self.llama or wide != self.acc or has_rows:
+            y = self.normalised(None)
+            y = _cast(_cast(y, self.dtype) if self.llama else y, wide)
             y = y if scale is None else op.Mul(y, scale)
         else:
             y = self.normalised(scale)
         if bias is not None:
             y = op.Add(y, _cast(bias, wide))
-        return _cast(y, out)
+        return y
 
     def normalised(self, scale: Value | None) -> Value:
         if self.standard:

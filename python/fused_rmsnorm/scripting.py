@@ -14,14 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from ._ops import ops
-from .modules import AddRMSNorm, PRMSNorm, RMSNorm
+from .modules import AddRMSNorm, PRMSNorm, RMSNorm, RMSNormGated
 
-__all__ = ["ScriptableAddRMSNorm", "ScriptableRMSNorm", "scriptable"]
+__all__ = ["ScriptableAddRMSNorm", "ScriptableRMSNorm", "ScriptableRMSNormGated", "scriptable"]
+
+
+def _rows(t: Tensor, dims: int, group_size: Optional[int]) -> Tensor:  # noqa: UP045
+    rows = t.flatten(-dims)
+    return rows if group_size is None else rows.unflatten(-1, [-1, group_size])
 
 
 class ScriptableRMSNorm(RMSNorm):
     weight: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
     bias: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
+    group_size: Optional[int]  # noqa: UP045
     p: Optional[float]  # noqa: UP045
     weight_offset: float
 
@@ -29,10 +35,11 @@ class ScriptableRMSNorm(RMSNorm):
         if not torch.jit.is_scripting():
             return super().forward(input)
         weight, bias = self.weight, self.bias
+        dims, group_size = len(self.normalized_shape), self.group_size
         y = ops.rms_norm(
-            input.flatten(-len(self.normalized_shape)),
-            None if weight is None else weight.flatten(),
-            None if bias is None else bias.flatten(),
+            _rows(input, dims, group_size),
+            None if weight is None else _rows(weight, dims, group_size),
+            None if bias is None else _rows(bias, dims, group_size),
             self.eps,
             self.p,
             self.weight_offset,
@@ -44,6 +51,7 @@ class ScriptableRMSNorm(RMSNorm):
 class ScriptableAddRMSNorm(AddRMSNorm):
     weight: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
     bias: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
+    group_size: Optional[int]  # noqa: UP045
     p: Optional[float]  # noqa: UP045
     weight_offset: float
 
@@ -51,11 +59,12 @@ class ScriptableAddRMSNorm(AddRMSNorm):
         if not torch.jit.is_scripting():
             return super().forward(input, residual)
         weight, bias = self.weight, self.bias
+        dims, group_size = len(self.normalized_shape), self.group_size
         y, s = ops.add_rms_norm(
-            input.flatten(-len(self.normalized_shape)),
-            residual.flatten(-len(self.normalized_shape)),
-            None if weight is None else weight.flatten(),
-            None if bias is None else bias.flatten(),
+            _rows(input, dims, group_size),
+            _rows(residual, dims, group_size),
+            None if weight is None else _rows(weight, dims, group_size),
+            None if bias is None else _rows(bias, dims, group_size),
             self.eps,
             self.p,
             self.weight_offset,
@@ -64,10 +73,46 @@ class ScriptableAddRMSNorm(AddRMSNorm):
         return y.view(input.shape), s.view(input.shape)
 
 
+class ScriptableRMSNormGated(RMSNormGated):
+    weight: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
+    bias: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
+    group_size: Optional[int]  # noqa: UP045
+    p: Optional[float]  # noqa: UP045
+    weight_offset: float
+
+    def forward(self, input: Tensor, gate: Optional[Tensor] = None) -> Tensor:  # noqa: UP045
+        if not torch.jit.is_scripting():
+            return super().forward(input, gate)
+        weight, bias = self.weight, self.bias
+        dims, group_size = len(self.normalized_shape), self.group_size
+        weight = None if weight is None else _rows(weight, dims, group_size)
+        bias = None if bias is None else _rows(bias, dims, group_size)
+        rows = _rows(input, dims, group_size)
+        if gate is None:
+            y = ops.rms_norm(
+                rows, weight, bias, self.eps, self.p, self.weight_offset, self.casting_mode
+            )
+        else:
+            y = ops.rms_norm_gated(
+                rows,
+                _rows(gate, dims, group_size),
+                weight,
+                bias,
+                self.activation,
+                self.norm_before_gate,
+                self.eps,
+                self.p,
+                self.weight_offset,
+                self.casting_mode,
+            )
+        return y.view(input.shape)
+
+
 _STAND_INS: dict[type, type[RMSNorm]] = {
     RMSNorm: ScriptableRMSNorm,
     PRMSNorm: ScriptableRMSNorm,
     AddRMSNorm: ScriptableAddRMSNorm,
+    RMSNormGated: ScriptableRMSNormGated,
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from dtensor import columns, modules, operators, rows  # noqa: F401
+from dtensor import columns, modules, operators, rows, todays_norms  # noqa: F401
 from dtensor.case import CHECKS, MESHES
 from torch.distributed.device_mesh import init_device_mesh
 
