@@ -79,7 +79,7 @@ def _openvino(module: Any) -> Norm:
     def build(weight: Tensor, threads: int) -> Norm:
         n = weight.numel()
         x = ops.parameter([-1, n], np.float32, name="x")
-        mean = ops.reduce_mean(ops.power(x, np.float32(2)), np.int64([-1]), keep_dims=True)
+        mean = ops.reduce_mean(ops.power(x, np.float32(2)), np.array([-1]), keep_dims=True)
         root = ops.sqrt(ops.add(mean, np.float32(EPS)))
         normed = ops.multiply(x, ops.divide(np.float32(1), root))
         y = ops.multiply(normed, ops.constant(weight.numpy().copy()))
