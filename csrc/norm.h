@@ -27,6 +27,7 @@ struct Rows {
   int64_t inner = 1;
   int64_t outer_stride = 0;
   int64_t inner_stride = 0;
+  uint32_t multiplier = 0, shift = 0;  // of a division by inner: the CUDA backend's own, see cuda/rows.h
 };
 
 // Dtype combinations that the kernels are instantiated for (x, w, y):

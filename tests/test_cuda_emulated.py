@@ -21,7 +21,7 @@ BUILDS = {  # -fsanitize=, and percent of the cases of a section
     "thread": ("thread", {"values": 6, "bits": 3, "special": 50}),
 }
 DTYPES = ("f32", "f64", "f16", "bf16")
-SLOW_FIRST = ("values", "bits", "special")
+SECTIONS = ("values", "bits", "long", "special")  # the slow ones first
 
 
 def headers() -> str | None:
@@ -63,14 +63,14 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
         command = [str(program), section, dtype, percent]
         return pool.submit(subprocess.run, command, capture_output=True, text=True)
 
-    started = {(s, d): start(s, d) for s in SLOW_FIRST for d in DTYPES}
+    started = {(s, d): start(s, d) for s in SECTIONS for d in DTYPES}
     started["errors", "f32"] = start("errors", "f32")
     yield lambda section, dtype: started[section, dtype].result()
     pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("section", SLOW_FIRST)
+@pytest.mark.parametrize("section", SECTIONS)
 def test_kernels(run: Run, section: str, dtype: str) -> None:
     done = run(section, dtype)
     assert done.returncode == 0, done.stderr[-5000:]

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstdio>
 
+#include "plan.h"
+
 #if defined(__CUDACC__)
 #include <cuda_pipeline_primitives.h>
 #else
@@ -49,6 +51,15 @@ struct Cluster {
   }
 #endif
 };
+
+// Whether this architecture's launch plan has a use for a kernel. The body of one that is launched
+// nowhere is left out.
+template <int kShape, bool kCluster>
+#if defined(__CUDA_ARCH__)
+constexpr bool kLaunched = serves_on(architecture(__CUDA_ARCH__ / 10).clusters, kShape, kCluster);
+#else
+constexpr bool kLaunched = true;
+#endif
 
 struct Launch {
   const char* name;

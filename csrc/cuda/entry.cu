@@ -1,5 +1,6 @@
 // The entry points of norm.h: plan, then the translation unit of x's dtype.
 #include "device.cuh"
+#include "rows.h"
 #include "run.h"
 
 namespace fused_rmsnorm::cuda {
@@ -15,7 +16,9 @@ constexpr int64_t kMaxColumns = int64_t{1} << 30;  // columns are counted in 32 
 
 }  // namespace
 
-const char* run(const Forward& f, const Plan& p, void* stream) {
+const char* run(const Forward& call, const Plan& p, void* stream) {
+  Forward f = call;
+  f.x = with_divisor(f.x), f.residual = with_divisor(f.residual);
   switch (f.x_dtype) {
     case Dtype::f32:
       return forward_of<float>(f, p, stream);
@@ -29,7 +32,9 @@ const char* run(const Forward& f, const Plan& p, void* stream) {
   return "unknown dtype";
 }
 
-const char* run(const Backward& b, const Plan& p, void* stream) {
+const char* run(const Backward& call, const Plan& p, void* stream) {
+  Backward b = call;
+  b.x = with_divisor(b.x), b.dy = with_divisor(b.dy), b.dsum = with_divisor(b.dsum);
   switch (b.x_dtype) {
     case Dtype::f32:
       return backward_of<float>(b, p, stream);
@@ -55,7 +60,7 @@ int64_t backward_workspace(const Backward& b) {
   int arch = 0;
   if (current_arch(arch) != cudaSuccess) return 0;  // backward reports it
   const Plan p = backward_plan(b.n, b.x_dtype, b.dy_dtype, arch);
-  return partials_of(p, b.rows) * b.n * ((b.dw != nullptr) + (b.db != nullptr)) *
+  return partials_of(p, b.rows) * partial_stride(b.n) * ((b.dw != nullptr) + (b.db != nullptr)) *
          (b.x_dtype == Dtype::f64 ? 8 : 4);
 }
 

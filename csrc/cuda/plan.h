@@ -34,7 +34,8 @@ constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;  // of a grid
 constexpr int kLongThreads = 1024;                      // two_pass: threads of a block
 constexpr int kColumnThreads = 256;                     // two_pass backward: columns of a block
 constexpr int kMaxCluster = 8;                          // what every sm_90 device schedules
-constexpr int kScratchSlots = 2 * (32 + kMaxCluster);   // of 8 bytes, see reduce.cuh
+constexpr int kSpan = 256;  // backward: rows of a thread until dw and db are put away
+constexpr int kScratchSlots = 2 * (32 + kMaxCluster);  // of 8 bytes, see reduce.cuh
 constexpr int kScratchBytes = kScratchSlots * 8;
 
 // The row shapes that kernels are instantiated for, in rising order. Short rows leave room for more
@@ -70,11 +71,26 @@ constexpr Architecture architecture(int arch) {
   return {72, 64 << 10, false};
 }
 
+// Of a run of an unaligned row in shared memory (image.cuh), read in vectors of `vector` elements: what
+// lies before the first multiple of 16 bytes, and a vector at each end.
+constexpr int image_bytes(int columns, int vector, int size) { return (columns + 2 * vector) * size + 16; }
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Whether kernels are instantiated for a shape and elements of so many bytes, alone or in clusters.
+// fp64 has every second shape, without clusters: it is there to be right.
+constexpr bool serves(int shape, int64_t size, bool cluster) {
+  if (size == 8) return !cluster && shape % 2 == 0 && shape > 0;
+  return !cluster || shape >= kClusterShape;
+}
+// And on an architecture: a block of 1024 threads fills a multiprocessor alone, so where there are
+// clusters two blocks of 512 come first.
+constexpr bool serves_on(bool clusters, int shape, bool cluster) {
+  return cluster ? clusters : !clusters || shape <= kClusterShape;
+}
+
 // The smallest of the first `count` shapes that holds the row, as registers; or, if none does, a
-// cluster of two to eight blocks of a large one; or two passes. A block of 1024 threads fills a
-// multiprocessor alone, so where there are clusters two blocks of 512 come first.
+// cluster of two to eight blocks of a large one; or two passes.
 constexpr Plan row_plan(int64_t n, Dtype x, const Architecture& a, int count) {
   Plan p{Family::two_pass, -1,        static_cast<int>(16 / size_of(x)), kLongThreads, 1, 1, 1, 1,
          kScratchBytes,    kMaxBlocks};
@@ -85,11 +101,14 @@ constexpr Plan row_plan(int64_t n, Dtype x, const Architecture& a, int count) {
     p.family = family, p.shape = shape, p.threads = s.threads, p.items = s.items, p.cluster = cluster;
     p.rows_per_block = block_of(s) / s.threads;
   };
+  const auto usable = [&](int shape, bool cluster) {
+    return serves(shape, size_of(x), cluster) && serves_on(a.clusters, shape, cluster);
+  };
   for (int i = 0; i < count; ++i) {
-    if (a.clusters && i > kClusterShape) break;
-    if (vectors <= holds(kShapes[i])) return take(Family::registers, i, 1), p;
+    if (usable(i, false) && vectors <= holds(kShapes[i])) return take(Family::registers, i, 1), p;
   }
-  for (int i = kClusterShape; a.clusters && i < count; ++i) {
+  for (int i = 0; i < count; ++i) {
+    if (!usable(i, true)) continue;
     for (int cluster = 2; cluster <= kMaxCluster; cluster *= 2) {
       if (vectors <= cluster * holds(kShapes[i])) return take(Family::cluster, i, cluster), p;
     }
@@ -97,11 +116,12 @@ constexpr Plan row_plan(int64_t n, Dtype x, const Architecture& a, int count) {
   return p;
 }
 
-// The largest shapes hold the row in shared memory (forward.cuh), of which sm_75 has too little.
+// The largest shapes hold the row in shared memory (forward_rows.cuh), of which sm_75 has too little;
+// the row's image (image.cuh) takes up to 192 bytes more.
 constexpr Plan forward_plan(int64_t n, Dtype x, int arch) {
   const Architecture a = architecture(arch);
   Plan p = row_plan(n, x, a, kForwardShapes);
-  if (p.threads * p.items * 16 + kScratchBytes > a.shared_bytes) p = row_plan(n, x, a, 0);
+  if (p.threads * p.items * 16 + 192 + kScratchBytes > a.shared_bytes) p = row_plan(n, x, a, 0);
   p.rows_per_block *= p.shape < 0 ? 1 : kShapes[p.shape].flight;
   p.max_grid /= p.cluster;
   return p;
@@ -114,7 +134,9 @@ constexpr Plan backward_plan(int64_t n, Dtype x, Dtype dy, int arch) {
   Plan p = row_plan(n, x, a, kBackwardShapes);
   if (p.family != Family::two_pass) {
     const int block = block_of(kShapes[p.shape]);
-    const int stage = static_cast<int>((16 + 16 * size_of(dy) / size_of(x)) * block * p.items);
+    const int runs = p.cluster > 1 ? p.items : p.rows_per_block, columns = block * p.items * p.vector / runs;
+    const int stage = runs * (image_bytes(columns, p.vector, static_cast<int>(size_of(x))) +
+                              image_bytes(columns, p.vector, static_cast<int>(size_of(dy))));
     p.stages = kShapes[p.shape].stages;
     if (kScratchBytes + p.stages * stage > a.shared_bytes) p.stages = 1;
     p.shared_bytes = kScratchBytes + p.stages * stage;
@@ -127,6 +149,10 @@ constexpr Plan backward_plan(int64_t n, Dtype x, Dtype dy, int arch) {
   }
   return p;
 }
+
+// From one partial of dw or db to the next, in numbers: whole vectors, so that they are written in pieces.
+constexpr int kPartialUnit = 8;
+constexpr int64_t partial_stride(int64_t n) { return ceil_div(n, kPartialUnit) * kPartialUnit; }
 
 // How many partials of dw and of db a backward with this plan makes.
 constexpr int64_t partials_of(const Plan& p, int64_t rows) {

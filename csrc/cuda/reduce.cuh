@@ -46,8 +46,16 @@ class RowSum {
       if (threadIdx.x % 32 == 0) set[threadIdx.x / 32] = v;
       __syncthreads();
       v = 0;
+      constexpr int kTogether = kWarps % (16 / sizeof(T)) == 0 ? 16 / sizeof(T) : 1;
+      struct alignas(sizeof(T) * kTogether) Slots {
+        T v[kTogether];
+      };
 #pragma unroll
-      for (int i = 0; i < kWarps; ++i) v += set[row * kWarps + i];
+      for (int i = 0; i < kWarps; i += kTogether) {
+        const Slots s = *reinterpret_cast<const Slots*>(set + row * kWarps + i);
+#pragma unroll
+        for (int j = 0; j < kTogether; ++j) v += s.v[j];
+      }
       if constexpr (kCluster) {
         T* const slots = set + 32;
         if (!met_) Cluster::wait();

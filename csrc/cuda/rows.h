@@ -1,9 +1,10 @@
-// Whether the rows of a call may be read and written in whole 16-byte pieces. Host code.
+// What the host finds out about the rows of a call before it launches a kernel.
 #pragma once
 #include "plan.h"
 
 namespace fused_rmsnorm::cuda {
 
+// Whether rows may be read and written in whole 16-byte pieces.
 inline bool is_aligned(const void* p, int64_t bytes = 0) {
   return (reinterpret_cast<uintptr_t>(p) | static_cast<uintptr_t>(bytes)) % 16 == 0;
 }
@@ -20,6 +21,20 @@ inline bool is_aligned(const Forward& f, const Plan& p) {
 inline bool is_aligned(const Backward& b, const Plan& p) {
   return b.n % p.vector == 0 && is_aligned(b.x, b.x_dtype) && is_aligned(b.dy, b.dy_dtype) &&
          is_aligned(b.dsum, b.x_dtype) && is_aligned(b.weight) && is_aligned(b.dx);
+}
+
+// m / inner = (m * multiplier >> 32) >> shift for every m < 2^31: with L = ceil(log2(inner)) and the
+// multiplier 2^(31 + L) / inner rounded up, the product is too large by less than m * inner <
+// 2^(31 + L), which is less than what separates a quotient from the next (Granlund and Montgomery
+// 1994, theorem 4.2). Below an inner of 2^31 or more every quotient is 0, and so is the multiplier.
+inline Rows with_divisor(Rows r) {
+  if (r.inner > 1 && r.inner >> 31 == 0) {
+    int log = 1;
+    while (int64_t{1} << log < r.inner) ++log;
+    r.multiplier = static_cast<uint32_t>(((uint64_t{1} << (31 + log)) + r.inner - 1) / r.inner);
+    r.shift = log - 1;
+  }
+  return r;
 }
 
 }  // namespace fused_rmsnorm::cuda

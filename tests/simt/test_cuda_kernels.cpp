@@ -1,14 +1,17 @@
 // The CUDA kernels on the emulated device, through the entry points that torch calls.
 //
-//   test_cuda_kernels SECTION DTYPE [PERCENT]     SECTION: values, bits, special, errors
+//   test_cuda_kernels SECTION DTYPE [PERCENT]     SECTION: values, bits, special, long, errors
 //
 // values    every shape of the launch plan on every architecture, at its edges, against fp64
 // bits      a row alone, in a batch, elsewhere in memory, under another schedule: the same bytes
+// long      sums of very many terms: in one thread, over rows
 // special   NaN and inf stay in their rows; outputs over inputs; no rows; large values
 // PERCENT of the random cases are run, for slow sanitizers.
 #include <cstdio>
 #include <cstring>
 
+#include "../../csrc/cuda/access.cuh"
+#include "../../csrc/cuda/rows.h"
 #include "../../csrc/cuda/run.h"
 #include "../cpp/problem.h"
 #include "simt.h"
@@ -234,7 +237,86 @@ void special(Checker& check, Dtype x, int percent) {
   }
 }
 
+// One number that stops a running sum of ones from growing, and many ones after it: what a thread adds up
+// is to lose no more of them than the folding (fold.cuh, kSpan) explains, whatever the length.
+void long_sums(Checker& check, Dtype x) {
+  if (x == Dtype::f64) return;             // 2^53 ones
+  const double u = unit(x), large = 4096;  // squared 2^24
+  simt::arch = 90, simt::schedule = 0;
+  Random random(4);
+  Shape s;
+  s.types = {x, x, x, false};
+  s.weight = false;
+  const auto fill = [&](Array& a, int64_t period) {
+    for (int64_t i = 0; i < a.count(); ++i) a.set(i, i % period == 0 ? large : 1);
+  };
+
+  // A row in two passes, of which each thread has 256 vectors.
+  s.n = s.k = int64_t{16} / size_of(x) * cuda::kLongThreads * 256;
+  cuda::Plan two_pass = cuda::forward_plan(int64_t{1} << 24, x, simt::arch);
+  check.that(two_pass.family == cuda::Family::two_pass, [] { return std::string("not in two passes"); });
+  ForwardProblem f(s, random);
+  fill(f.x, s.n);
+  run(check, s, cuda::run(f.args(), two_pass, nullptr));
+  const double squares = large * large + static_cast<double>(s.n - 1);
+  const double r = 1 / std::sqrt(squares / s.n + s.eps);
+  check.near(f.rstd[0], r, 8 * u * r, [] { return std::string("rstd of a long row"); });
+  BackwardProblem b(s, random, cuda::backward_workspace);
+  fill(b.x, s.n), fill(b.dy, s.n);
+  b.rstd.set(0, 1);
+  Backward args = b.args();
+  args.dw = nullptr;
+  two_pass = cuda::backward_plan(int64_t{1} << 24, x, x, simt::arch);
+  run(check, s, cuda::run(args, two_pass, nullptr));
+  const double dx = 1 - squares / s.n;  // of a column with x = dy = 1
+  check.near(b.dx[1], dx, 8 * u * squares / s.n + half_spacing(x, dx),
+             [] { return std::string("dx of a long row"); });
+
+  // Very many rows, of which a thread has 16 kSpan: aligned, unaligned, and in two passes.
+  s.types = {x, Dtype::f32, x, false}, s.weight = true;  // dw unrounded
+  for (int which = 0; which < 3; ++which) {
+    s.n = s.k = which ? 3 : 16 / size_of(x), s.rows = 16 * cuda::kSpan * (which == 2 ? 1 : 16);
+    BackwardProblem many(s, random, cuda::backward_workspace);
+    for (Array* a : {&many.x, &many.dy, &many.rstd}) {
+      for (int64_t i = 0; i < a->count(); ++i) a->set(i, 1);
+    }
+    many.dy.set(0, large), many.rstd.set(0, large);
+    Backward call = many.args();
+    call.dx = nullptr;
+    cuda::Plan plan = which == 2 ? two_pass : cuda::backward_plan(s.n, x, x, simt::arch);
+    plan.max_grid = 1;
+    run(check, s, cuda::run(call, plan, nullptr));
+    const double want = large * large + static_cast<double>(s.rows - 1);
+    check.near(many.dw[0], want, (cuda::kSpan + 64) * u * want,
+               [&] { return "dw of many rows, " + std::to_string(which); });
+  }
+}
+
+// Rows are found by a multiplication that divides: exact for every row and number of rows side by side.
+void divisions(Checker& check) {
+  Random random(5);
+  const auto holds = [&](int64_t m, int64_t inner) {
+    const Rows rows = cuda::with_divisor({nullptr, inner, 1, int64_t{1} << 32});
+    const int64_t want = m / inner + (inner == 1 ? 0 : m % inner << 32);
+    check.that(cuda::offset_of(rows, m) == want,
+               [&] { return "row " + std::to_string(m) + " of " + std::to_string(inner) + " side by side"; });
+  };
+  std::vector<int64_t> numbers = {1, 3, 5, 6, 7, 10, 641, 6700417};
+  for (int bit = 1; bit < 34; ++bit) {
+    for (int64_t d : {-1, 0, 1}) numbers.push_back((int64_t{1} << bit) + d);
+  }
+  for (int i = 0; i < 1000; ++i) numbers.push_back(1 + random.below(int64_t{1} << (1 + random.below(33))));
+  for (int64_t inner : numbers) {
+    for (int64_t m : numbers) {
+      holds(m, inner), holds(m / inner * inner, inner);
+      if (m >= inner) holds(m / inner * inner - 1, inner);
+    }
+    holds(0, inner), holds((int64_t{1} << 31) - 1, inner);
+  }
+}
+
 void errors(Checker& check) {
+  divisions(check);
   Forward f;
   f.rows = 1, f.n = f.k = (int64_t{1} << 30) + 1;
   Backward b;
@@ -263,6 +345,7 @@ int main(int count, char** words) {
     if (section == "values") values(check, d, percent);
     if (section == "bits") bits(check, d, percent);
     if (section == "special") special(check, d, percent);
+    if (section == "long") long_sums(check, d);
     if (section == "errors") errors(check);
   }
   std::printf("%s %s: %lld failures\n", words[1], words[2], static_cast<long long>(check.failures()));

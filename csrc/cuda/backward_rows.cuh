@@ -1,0 +1,260 @@
+// The backward: dx = r * (g - [j < k] * x * c) + dsum with g = dy * (offset + w) and
+// c = r * (r * sum(g * x) / k), and in the same reading of x and dy
+//   dw += dy * x * r,  db += dy
+// These are the kernels of aligned rows; others: backward_any.cuh. Blocks stay on their
+// multiprocessor and take rows in turn. While a row is reduced, the loads of the next are in flight
+// (cp.async into slots of shared memory that belong to one thread each, so that no barrier is
+// needed). dw and db are summed in registers; each block (or cluster) writes its sums as a partial,
+// and finalize.cuh adds the partials in order.
+//
+// c holds r squared only: r cubed leaves fp32's range for rows near 1e-13.
+#pragma once
+#include "affine.cuh"
+#include "plan.h"
+#include "reduce.cuh"
+
+namespace fused_rmsnorm::cuda {
+
+template <class X_, class W_>
+struct BackwardTypes {
+  using X = X_;  // and of dy
+  using W = W_;
+  using T = Acc<X>;
+  static constexpr int V = 16 / sizeof(X);
+};
+
+// Adds to the dot product of g and x.
+template <class X, class D, class T, int V>
+__device__ __forceinline__ T dot_of(const Vec<X, V>& x, const Vec<D, V>& dy, const T (&scale)[V], T dot) {
+#pragma unroll
+  for (int j = 0; j < V; ++j) dot = multiply_add(widen(dy.v[j]) * scale[j], T(widen(x.v[j])), dot);
+  return dot;
+}
+
+// The same, and what the columns of a row add to dw; db is the caller's.
+template <class X, class D, class T, int V>
+__device__ __forceinline__ T accumulate(const Backward& b, const Vec<X, V>& x, const Vec<D, V>& dy,
+                                        const T (&scale)[V], T r, T dot, T (&dw)[V]) {
+  dot = dot_of(x, dy, scale, dot);
+  if (b.dw) {
+    T normalised[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) normalised[j] = widen(x.v[j]) * r;
+    if (sizeof(X) < sizeof(T) && b.llama) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) normalised[j] = widen(narrow<X>(normalised[j]));
+    }
+#pragma unroll
+    for (int j = 0; j < V; ++j) dw[j] = multiply_add(widen(dy.v[j]), normalised[j], dw[j]);
+  }
+  return dot;
+}
+
+// dx of columns c ... ; load_dsum returns those of dsum.
+template <class X, class D, class T, int V, class LoadDsum>
+__device__ __forceinline__ Vec<X, V> dx_of(const Backward& b, int c, const Vec<X, V>& x, const Vec<D, V>& dy,
+                                           const T (&scale)[V], T r, T coefficient, LoadDsum load_dsum) {
+  const int k = static_cast<int>(b.k);
+  T out[V];
+#pragma unroll
+  for (int j = 0; j < V; ++j) out[j] = widen(dy.v[j]) * scale[j];
+  if (c + V <= k) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] = multiply_add(-widen(x.v[j]), coefficient, out[j]);
+  } else if (c < k) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      if (c + j < k) out[j] = multiply_add(-widen(x.v[j]), coefficient, out[j]);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < V; ++j) out[j] *= r;
+  if (b.dsum.data) {
+    const Vec<X, V> extra = load_dsum();
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] += widen(extra.v[j]);
+  }
+  Vec<X, V> dx;
+#pragma unroll
+  for (int j = 0; j < V; ++j) dx.v[j] = narrow<X>(out[j]);
+  return dx;
+}
+
+template <class T>
+__device__ __forceinline__ T coefficient_of(const Backward& b, T r, T dot) {
+  return r * (r * dot / static_cast<T>(b.k));
+}
+
+// partial_stride() of plan.h, on the device.
+__device__ __forceinline__ int64_t partial_step(const Backward& b) {
+  return (b.n + kPartialUnit - 1) / kPartialUnit * kPartialUnit;
+}
+
+// Adds up what the rows side by side in a block have summed, in their order, and writes the block's
+// partial, or adds to it. `buffer` holds one T per column and row.
+template <int kThreads, int kItems, int V, class T>
+__device__ __forceinline__ void put_partial(const T (&sums)[kItems][V], T* partial, bool more, T* buffer,
+                                            int n, int width, int thread) {
+  if constexpr (kThreads >= 128) {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      const int c = (i * width + thread) * V;
+      if (c >= n) continue;
+      Vec<T, V> out{};
+      if (more) out = Reader<T, V, Access::aligned>{partial, 0, n}.load(c);
+#pragma unroll
+      for (int j = 0; j < V; ++j) out.v[j] += sums[i][j];
+      store<Access::aligned>(partial, c, 0, n, out);
+    }
+  } else {
+    constexpr int kColumns = kThreads * kItems * V, kRows = 128 / kThreads;
+    const int row = threadIdx.x / kThreads;
+    __syncthreads();  // the buffer lies where the rows were, or the sums before these
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) buffer[row * kColumns + (i * kThreads + thread) * V + j] = sums[i][j];
+    }
+    __syncthreads();
+    for (int c = threadIdx.x; c < n; c += 128) {
+      T sum = buffer[c];
+      for (int i = 1; i < kRows; ++i) sum += buffer[i * kColumns + c];
+      partial[c] = more ? partial[c] + sum : sum;
+    }
+  }
+}
+
+// The slots of one tensor: for each item and thread one vector, the same place every time.
+template <class E, int V, int kItems, int kBlock>
+struct Slots {
+  static constexpr int kBytes = kItems * kBlock * 16;
+  uint4* base;
+
+  __device__ __forceinline__ void fetch(const E* row, int item, int c) const {
+    __pipeline_memcpy_async(base + item * kBlock + threadIdx.x, row + c, 16);
+  }
+  __device__ __forceinline__ Vec<E, V> get(int item) const {
+    Vec<E, V> v;
+    v.piece(0) = base[item * kBlock + threadIdx.x];
+    return v;
+  }
+};
+
+template <class Types, int kShape, bool kBias, bool kCluster>
+__global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
+    backward_rows(Backward b, int cluster, bool ahead) {
+  if constexpr (kLaunched<kShape, kCluster>) {
+    using T = typename Types::T;
+    using X = typename Types::X;
+    constexpr int V = Types::V, kThreads = kShapes[kShape].threads, kItems = kShapes[kShape].items;
+    constexpr int kRows = kBlock<kShape> / kThreads, kStages = kShapes[kShape].stages;
+    using RowSlots = Slots<X, V, kItems, kBlock<kShape>>;
+    using RowScale = Scale<typename Types::W, T, V, kItems, 64>;
+    const int width = kCluster ? kThreads * cluster : kThreads;  // threads of a row
+    const int thread = threadIdx.x % kThreads + (kCluster ? Cluster::rank() * kThreads : 0);
+    const int n = static_cast<int>(b.n), row_in_block = threadIdx.x / kThreads;
+    const int64_t step = (kCluster ? gridDim.x / cluster : gridDim.x) * kRows;
+    const int64_t place = kCluster ? blockIdx.x / cluster : blockIdx.x;
+    unsigned char* const memory = shared_memory() + kScratchBytes;
+    RowSum<T, kThreads, kCluster> row_sum(cluster);
+    RowScale scale(b.weight, b.weight_offset);
+    if constexpr (RowScale::kHeld) {
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) {
+        const int c = (i * width + thread) * V;
+        if (c < n) scale.load(i, c);
+      }
+    }
+    const auto slots = [&](int stage, int tensor) {
+      return RowSlots{reinterpret_cast<uint4*>(memory + (2 * stage + tensor) * RowSlots::kBytes)};
+    };
+
+    // dw and db of so many rows are summed in registers before they are put away.
+    for (int64_t from = place * kRows; from < b.rows; from += step * kSpan) {
+      const int64_t last = from + step * kSpan < b.rows ? from + step * kSpan : b.rows;
+      T dw[kItems][V] = {}, db[kBias ? kItems : 1][V] = {};
+      const auto fetch = [&](int64_t m, int stage) {
+        if (m < last) {
+          const X *const x = row_of<X>(b.x, m), *const dy = row_of<X>(b.dy, m);
+#pragma unroll
+          for (int i = 0; i < kItems; ++i) {
+            const int c = (i * width + thread) * V;
+            if (c < n) {
+              slots(stage, 0).fetch(x, i, c);
+              slots(stage, 1).fetch(dy, i, c);
+            }
+          }
+        }
+        __pipeline_commit();
+      };
+
+      // Where shared memory allows (`ahead`), kAhead rows are on their way while one is worked on, whose
+      // slots are then filled for the last of them. The first turns only fetch.
+      constexpr int kAhead = kStages - 1;
+      const int64_t distance = ahead ? kAhead * step : 0;
+      int filled = 0, stage = 0;
+#pragma unroll 1
+      for (int64_t base = from - distance; base < last; base += step) {
+        const int64_t m = base + row_in_block;
+        fetch(m + distance, filled);
+        if (ahead) filled = filled == kAhead ? 0 : filled + 1;
+        if (base < from) continue;
+        const bool live = m < last;
+        const T r = live ? static_cast<const T*>(b.rstd)[m] : T(0);
+        if (ahead) {
+          __pipeline_wait_prior(kAhead);
+        } else {
+          __pipeline_wait_prior(0);
+        }
+        T dot = 0;
+        if (live) {
+#pragma unroll
+          for (int i = 0; i < kItems; ++i) {
+            const int c = (i * width + thread) * V;
+            if (c < n) {
+              const auto dy = slots(stage, 1).get(i);
+              T columns[V];
+              scale.get(i, c, columns);
+              dot = accumulate(b, slots(stage, 0).get(i), dy, columns, r, dot, dw[i]);
+              if constexpr (kBias) {
+#pragma unroll
+                for (int j = 0; j < V; ++j) db[i][j] += widen(dy.v[j]);
+              }
+            }
+          }
+        }
+        dot = row_sum(dot);
+        if (live && b.dx) {
+          const T coefficient = coefficient_of(b, r, dot);
+          // dw and db take half of the 128 registers: what need not be unrolled is not.
+          [[maybe_unused]] constexpr int kUnroll = RowScale::kHeld ? kItems : 1;
+#pragma unroll kUnroll
+          for (int i = 0; i < kItems; ++i) {
+            const int c = (i * width + thread) * V;
+            if (c < n) {
+              T columns[V];
+              scale.get(i, c, columns);
+              auto dx =
+                  dx_of(b, c, slots(stage, 0).get(i), slots(stage, 1).get(i), columns, r, coefficient,
+                        [&] { return Reader<X, V, Access::aligned>{row_of<X>(b.dsum, m), 0, n}.load(c); });
+              store<Access::aligned>(static_cast<X*>(b.dx) + m * n, c, 0, n, dx);
+            }
+          }
+        }
+        if (ahead) stage = stage == kAhead ? 0 : stage + 1;
+      }
+      __pipeline_wait_prior(0);
+      T* partials = static_cast<T*>(b.workspace) + place * partial_step(b);
+      T* const buffer = reinterpret_cast<T*>(memory);
+      const bool more = from != place * kRows;
+      if (b.dw) {
+        put_partial<kThreads>(dw, partials, more, buffer, n, width, thread);
+        partials += step / kRows * partial_step(b);
+      }
+      if constexpr (kBias) put_partial<kThreads>(db, partials, more, buffer, n, width, thread);
+      if (kThreads < 128 && last < b.rows) __syncthreads();  // the buffer becomes slots again
+    }
+  }
+}
+
+}  // namespace fused_rmsnorm::cuda
