@@ -23,23 +23,16 @@ __device__ __forceinline__ const T* row_of(const Rows& rows, int64_t m) {
   return static_cast<const T*>(rows.data) + offset_of(rows, m);
 }
 
-// How the rows of a call lie in memory. The bits of the results do not depend on it.
-enum class Access {
-  aligned,  // every row starts at a multiple of 16 bytes, N is whole vectors: nothing to check
-  any,      // asked for each vector
-};
-
 // Elements by which p lies past a multiple of 16 bytes.
 template <class T>
 __device__ __forceinline__ int misaligned(const T* p) {
   return static_cast<int>(reinterpret_cast<uintptr_t>(p) % 16 / sizeof(T));
 }
 
-// The sixteen bytes that start `elements` elements (less than 16 bytes) into the 32 of low and high.
-template <int kSize>
-__device__ __forceinline__ uint4 shifted(uint4 low, uint4 high, int elements) {
+// The sixteen bytes that start `shift` bytes (less than sixteen) into the 32 of low and high.
+template <int kSize>  // that of an element, of which the shift is a multiple
+__device__ __forceinline__ uint4 shifted(uint4 low, uint4 high, unsigned shift) {
   unsigned w[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-  const unsigned shift = elements * kSize;
 #pragma unroll
   for (int i = 0; i < 6; ++i) w[i] = shift & 8 ? w[i + 2] : w[i];
   if constexpr (kSize < 8) {
@@ -54,58 +47,71 @@ __device__ __forceinline__ uint4 shifted(uint4 low, uint4 high, int elements) {
   return {w[0], w[1], w[2], w[3]};
 }
 
-// Columns begin ... end - 1 of a row, read in vectors that may start anywhere; the others read as zero.
-// With odd N seven rows of eight are unaligned: reading the aligned pieces round a vector (the second
-// of which is the neighbour's first, so in L1) and shifting takes two wide reads where elements would
-// take eight. Elements are read only where a piece would leave the columns.
-template <class T, int V, Access kAccess>
-struct Reader {
-  static constexpr int kPiece = 16 / sizeof(T);  // elements
-  const T* row;
-  int begin, end;
-  bool alone = false;  // other threads write beside what this one reads: nothing else may be touched
-
-  __device__ __forceinline__ Vec<T, V> load(int c) const {
-    Vec<T, V> out;
-    const int over = kAccess == Access::aligned ? 0 : misaligned(row + c);
-    if (kAccess == Access::aligned || (over == 0 && c >= begin && c + V <= end)) {
+// A vector of the bytes that start `over` bytes into `pieces`.
+template <class T, int V>
+__device__ __forceinline__ Vec<T, V> load_shifted(const uint4* pieces, unsigned over) {
+  Vec<T, V> out;
+  uint4 low = pieces[0];
 #pragma unroll
-      for (int i = 0; i < out.kPieces; ++i) out.piece(i) = reinterpret_cast<const uint4*>(row + c)[i];
-    } else if (!alone && c - over >= begin && c - over + V + kPiece <= end) {
-      const uint4* const pieces = reinterpret_cast<const uint4*>(row + (c - over));
-      uint4 low = pieces[0];
-#pragma unroll
-      for (int i = 0; i < out.kPieces; ++i) {
-        const uint4 high = pieces[i + 1];
-        out.piece(i) = shifted<sizeof(T)>(low, high, over);
-        low = high;
-      }
-    } else {
-#pragma unroll
-      for (int j = 0; j < V; ++j) out.v[j] = c + j >= begin && c + j < end ? row[c + j] : T{};
-    }
-    return out;
+  for (int i = 0; i < out.kPieces; ++i) {
+    const uint4 high = pieces[i + 1];
+    out.piece(i) = shifted<sizeof(T)>(low, high, over);
+    low = high;
   }
-};
-
-// Brings what lies at p, at a multiple of 4 bytes, closer. Nothing waits for it.
-__device__ __forceinline__ void touch(const void* p) {
-  static_cast<void>(*static_cast<const volatile unsigned*>(p));
+  return out;
+}
+template <class T, int V>
+__device__ __forceinline__ Vec<T, V> load_pieces(const T* p) {
+  Vec<T, V> out;
+#pragma unroll
+  for (int i = 0; i < out.kPieces; ++i) out.piece(i) = reinterpret_cast<const uint4*>(p)[i];
+  return out;
+}
+// By intrinsic: nvcc merges plain stores of 16 bytes and of elements in neighbouring branches.
+template <class T, int V>
+__device__ __forceinline__ void store_pieces(T* p, Vec<T, V>& from) {
+#pragma unroll
+  for (int i = 0; i < from.kPieces; ++i) __stwb(reinterpret_cast<uint4*>(p) + i, from.piece(i));
 }
 
-// Columns c ... c + V - 1 of a row, of which those outside begin ... end - 1 are dropped. Written by
-// intrinsic: nvcc merges plain stores of 16 bytes and of elements in neighbouring branches.
-template <Access kAccess, class T, int V>
-__device__ __forceinline__ void store(T* row, int c, int begin, int end, Vec<T, V>& from) {
-  T* const to = row + c;
-  if (kAccess == Access::aligned || (misaligned(to) == 0 && c >= begin && c + V <= end)) {
-#pragma unroll
-    for (int i = 0; i < from.kPieces; ++i) __stwb(reinterpret_cast<uint4*>(to) + i, from.piece(i));
-  } else {
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      if (c + j >= begin && c + j < end) to[j] = from.v[j];
+// Columns begin ... end - 1 of a row of any alignment, read in vectors that may start anywhere; the
+// others read as zero. With odd N seven rows of eight are unaligned: reading the aligned pieces round
+// a vector (the second of which is the neighbour's first, so in L1) and shifting takes two wide reads
+// where elements would take eight. Elements are read only where a piece would leave the columns.
+template <class T, int V>
+class Reader {
+ public:
+  // alone: other threads write beside what a thread reads, so that nothing else may be touched.
+  __device__ Reader(const T* row, int begin, int end, bool alone = false)
+      : row_(row), begin_(begin), end_(end), over_(misaligned(row)), alone_(alone) {}
+
+  __device__ __forceinline__ Vec<T, V> load(int c) const {
+    constexpr int kPiece = 16 / sizeof(T);  // elements
+    const int over = (over_ + c) & (kPiece - 1);
+    if (over == 0 && c >= begin_ && c + V <= end_) return load_pieces<T, V>(row_ + c);
+    if (!alone_ && c - over >= begin_ && c - over + V + kPiece <= end_) {
+      return load_shifted<T, V>(reinterpret_cast<const uint4*>(row_ + (c - over)), over * sizeof(T));
     }
+    Vec<T, V> out;
+#pragma unroll
+    for (int j = 0; j < V; ++j) out.v[j] = c + j >= begin_ && c + j < end_ ? row_[c + j] : T{};
+    return out;
+  }
+
+ private:
+  const T* row_;
+  int begin_, end_, over_;
+  bool alone_;
+};
+
+// Writes columns c ... c + V - 1, without those outside begin ... end - 1.
+template <class T, int V>
+__device__ __forceinline__ void store_within(T* row, int c, int begin, int end, Vec<T, V>& from,
+                                             bool on_piece = true) {
+  if (on_piece && c >= begin && c + V <= end) return store_pieces(row + c, from);
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    if (c + j >= begin && c + j < end) row[c + j] = from.v[j];
   }
 }
 

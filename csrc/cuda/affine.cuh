@@ -4,28 +4,42 @@
 
 namespace fused_rmsnorm::cuda {
 
-// The columns of a vector of n elements, in the arithmetic type.
-template <class W, Access kAccess, class T, int V>
-__device__ __forceinline__ void widen_from(const void* vector, int n, int c, T (&out)[V]) {
-  const auto v = Reader<W, V, kAccess>{static_cast<const W*>(vector), 0, n}.load(c);
-#pragma unroll
-  for (int j = 0; j < V; ++j) out[j] = widen(v.v[j]);
-}
-
-// The same, of x's dtype or of the arithmetic type: one kernel of unaligned rows serves both.
+// Columns c ... of a vector of n elements, of x's dtype or of the arithmetic type: one kernel of unaligned
+// rows serves both.
 template <class X, class T, int V>
-__device__ __forceinline__ void widen_either(const void* vector, bool wide, int n, int c, T (&out)[V]) {
+__device__ __forceinline__ void load_either(const void* vector, bool wide, int n, int c, T (&out)[V]) {
   if constexpr (sizeof(X) != sizeof(T)) {
-    if (wide) return widen_from<T, Access::any>(vector, n, c, out);
+    if (wide) return widen(Reader<T, V>(static_cast<const T*>(vector), 0, n).load(c), out);
   }
-  widen_from<X, Access::any>(vector, n, c, out);
+  widen(Reader<X, V>(static_cast<const X*>(vector), 0, n).load(c), out);
+}
+template <class W, class T, int V>
+__device__ __forceinline__ void load_aligned(const void* vector, int c, T (&out)[V]) {
+  widen(load_pieces<W, V>(static_cast<const W*>(vector) + c), out);
 }
 
-// What x * r is multiplied by: offset + w, of which scale holds the w, or 1 without a weight.
-template <class T, int V>
-__device__ __forceinline__ void make_scale(bool weight, double offset, T (&scale)[V]) {
+// What x * r is multiplied by: offset + w, or 1 without a weight; load(w) reads the weight.
+template <class T, int V, class Load>
+__device__ __forceinline__ void load_scale(const void* weight, double offset, T (&scale)[V], Load load) {
+  if (weight) {
+    load(scale);
 #pragma unroll
-  for (int j = 0; j < V; ++j) scale[j] = weight ? scale[j] + static_cast<T>(offset) : 1;
+    for (int j = 0; j < V; ++j) scale[j] += static_cast<T>(offset);
+  } else {
+#pragma unroll
+    for (int j = 0; j < V; ++j) scale[j] = 1;
+  }
+}
+
+// Of the first blocks, the weight comes from device memory. So that it is not only after the sum that it
+// starts on its way, a word of each 128 bytes is asked for, and not waited for.
+template <class W>
+__device__ __forceinline__ void ask_for(const void* weight, int n, int thread, int width) {
+  constexpr unsigned kFirstBlocks = 1024;  // as many as an H100 holds at once
+  constexpr int kStep = 128 / sizeof(W);
+  if (!weight || blockIdx.x >= kFirstBlocks) return;
+#pragma unroll 1
+  for (int c = thread * kStep; c < n; c += width * kStep) touch(static_cast<const W*>(weight) + c);
 }
 
 // The scale of a thread's columns of aligned rows. Where so many bytes of registers hold it, it is made
@@ -40,16 +54,6 @@ class Scale {
   __device__ __forceinline__ void load(int i, int c) {
     if constexpr (kHeld) make(c, held_[i]);
   }
-  // Of the first blocks, the weight comes from device memory; so that it does not start on its way only
-  // after the sum, a word of each 32 bytes is asked for, and not waited for. Later blocks find it in L1.
-  __device__ __forceinline__ void ask(int c) const {
-    constexpr int kStep = 32 / sizeof(W);
-    if (kHeld || !weight_ || blockIdx.x >= kFirstBlocks) return;
-#pragma unroll
-    for (int j = 0; j < V; j += kStep) {
-      touch(static_cast<const W*>(weight_) + c + j);
-    }
-  }
   __device__ __forceinline__ void get(int i, int c, T (&scale)[V]) const {
     if constexpr (kHeld) {
 #pragma unroll
@@ -60,11 +64,8 @@ class Scale {
   }
 
  private:
-  static constexpr unsigned kFirstBlocks = 2048;  // more than are resident at once
-
   __device__ __forceinline__ void make(int c, T (&scale)[V]) const {
-    if (weight_) widen_from<W, Access::aligned>(weight_, 0, c, scale);
-    make_scale(weight_, offset_, scale);
+    load_scale(weight_, offset_, scale, [&](T(&w)[V]) { load_aligned<W>(weight_, c, w); });
   }
 
   const void* weight_;

@@ -10,8 +10,9 @@ namespace fused_rmsnorm::cuda {
 
 template <class X, class T, int V>
 __device__ __forceinline__ void scale_any(const Backward& b, int c, T (&scale)[V]) {
-  if (b.weight) widen_either<X>(b.weight, b.w_dtype != b.x_dtype, static_cast<int>(b.n), c, scale);
-  make_scale(b.weight, b.weight_offset, scale);
+  load_scale(b.weight, b.weight_offset, scale, [&](T(&w)[V]) {
+    load_either<X>(b.weight, b.w_dtype != b.x_dtype, static_cast<int>(b.n), c, w);
+  });
 }
 
 // Families `registers` and `cluster`.
@@ -25,17 +26,17 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
     using ImageX = Image<X, kShape, V, kCluster>;
     using ImageD = Image<D, kShape, V, kCluster>;
     const Runs<kShape, V, kCluster> columns(b.n, cluster);
+    constexpr int kRuns = columns.kCount;
     const int n = columns.n, row_in_block = threadIdx.x / kThreads;
     const int width = kCluster ? kThreads * cluster : kThreads;
     const int thread = threadIdx.x % kThreads + (kCluster ? Cluster::rank() * kThreads : 0);
     const int64_t step = (kCluster ? gridDim.x / cluster : gridDim.x) * kRows;
     const int64_t place = kCluster ? blockIdx.x / cluster : blockIdx.x;
-    unsigned char* const memory = shared_memory() + kScratchBytes;
     RowSum<T, kThreads, kCluster> row_sum(cluster);
     const auto image_x = [&](int stage) {
-      return ImageX{memory + (stage * kRows + row_in_block) * (ImageX::kBytes + ImageD::kBytes)};
+      return ImageX{kScratchBytes + (stage * kRows + row_in_block) * (ImageX::kBytes + ImageD::kBytes)};
     };
-    const auto image_dy = [&](int stage) { return ImageD{image_x(stage).bytes + ImageX::kBytes}; };
+    const auto image_dy = [&](int stage) { return ImageD{image_x(stage).offset + ImageX::kBytes}; };
 
     for (int64_t from = place * kRows; from < b.rows; from += step * kSpan) {
       const int64_t last = from + step * kSpan < b.rows ? from + step * kSpan : b.rows;
@@ -68,19 +69,29 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
         const T r = live ? static_cast<const T*>(b.rstd)[m] : T(0);
         const X* const x_row = row_of<X>(b.x, live ? m : 0);
         const D* const dy_row = row_of<D>(b.dy, live ? m : 0);
+        auto x = image_x(stage).run(columns, x_row, 0);
+        auto dy = image_dy(stage).run(columns, dy_row, 0);
+        const auto to_run = [&](int run) {
+          if constexpr (kCluster) {
+            x = image_x(stage).run(columns, x_row, run), dy = image_dy(stage).run(columns, dy_row, run);
+          }
+        };
         T dot = 0;
         if (live) {
 #pragma unroll
           for (int i = 0; i < kItems; ++i) {
-            const int c = (i * width + thread) * V, run = kCluster ? i : 0;
+            const int c = (i * width + thread) * V;
             if (c < n) {
-              const auto dy = image_dy(stage).load(columns, dy_row, run, c);
-              T scale[V];
+              to_run(i);
+              T a[V], g[V], scale[V];
+              widen(x.load(c), a);
+              widen(dy.load(c), g);
               scale_any<X>(b, c, scale);
-              dot = accumulate(b, image_x(stage).load(columns, x_row, run, c), dy, scale, r, dot, dw[i]);
+              dot = dot_of(a, g, scale, dot);
+              if (b.dw) add_to_dw<X>(b, a, g, r, dw[i]);
               if (b.db) {
 #pragma unroll
-                for (int j = 0; j < V; ++j) db[i][j] += widen(dy.v[j]);
+                for (int j = 0; j < V; ++j) db[i][j] += g[j];
               }
             }
           }
@@ -89,21 +100,25 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
         if (live && b.dx) {
           const T coefficient = coefficient_of(b, r, dot);
           X* const dx_row = static_cast<X*>(b.dx) + m * n;
-          columns.by_pieces_of(dx_row, [&](int run, int c, int begin, int end) {
-            T scale[V];
-            scale_any<X>(b, c, scale);
-            auto dx = dx_of(b, c, image_x(stage).load(columns, x_row, run, c),
-                            image_dy(stage).load(columns, dy_row, run, c), scale, r, coefficient, [&] {
-                              return Reader<X, V, Access::any>{row_of<X>(b.dsum, m), begin, end}.load(c);
-                            });
-            store<Access::any>(dx_row, c, begin, end, dx);
-          });
+#pragma unroll 1
+          for (int run = 0; run < kRuns; ++run) {
+            to_run(run);
+            const int begin = columns.begin(run), end = columns.end(run);
+            const Reader<X, V> dsum(b.dsum.data ? row_of<X>(b.dsum, m) : nullptr, begin, end);
+            by_pieces<kThreads, V>(dx_row, begin, end, [&](int c) {
+              T scale[V];
+              scale_any<X>(b, c, scale);
+              auto dx =
+                  dx_of(b, c, x.load(c), dy.load(c), scale, r, coefficient, [&] { return dsum.load(c); });
+              store_within(dx_row, c, begin, end, dx);
+            });
+          }
         }
         if (ahead) stage = stage == kAhead ? 0 : stage + 1;
       }
       __pipeline_wait_prior(0);
       T* partials = static_cast<T*>(b.workspace) + place * partial_step(b);
-      T* const buffer = reinterpret_cast<T*>(memory);
+      T* const buffer = reinterpret_cast<T*>(shared_memory() + kScratchBytes);
       const bool more = from != place * kRows;
       if (b.dw) {
         put_partial<kThreads>(dw, partials, more, buffer, n, width, thread);
@@ -124,26 +139,27 @@ __global__ void __launch_bounds__(kLongThreads, 1) backward_long(Backward b) {
   const int n = static_cast<int>(b.n);
   RowSum<T, kLongThreads, false> row_sum(1);
   for (int64_t m = blockIdx.x; m < b.rows; m += gridDim.x) {
-    const Reader<X, V, Access::any> x{row_of<X>(b.x, m), 0, n};
-    const Reader<D, V, Access::any> dy{row_of<D>(b.dy, m), 0, n};
+    const Reader<X, V> x(row_of<X>(b.x, m), 0, n);
+    const Reader<D, V> dy(row_of<D>(b.dy, m), 0, n);
+    const Reader<X, V> dsum(b.dsum.data ? row_of<X>(b.dsum, m) : nullptr, 0, n);
     const T r = static_cast<const T*>(b.rstd)[m];
     Fold<T> dot;
 #pragma unroll 1
     for (int c = threadIdx.x * V; c < n; c += kLongThreads * V) {
-      T scale[V];
+      T a[V], g[V], scale[V];
       scale_any<X>(b, c, scale);
-      dot.add(dot_of(x.load(c), dy.load(c), scale, T(0)));
+      widen(x.load(c), a);
+      widen(dy.load(c), g);
+      dot.add(dot_of(a, g, scale, T(0)));
     }
     const T coefficient = coefficient_of(b, r, row_sum(dot.total()));
     X* const dx_row = static_cast<X*>(b.dx) + m * n;
-    const Reader<X, V, Access::any> dsum{b.dsum.data ? row_of<X>(b.dsum, m) : nullptr, 0, n};
-#pragma unroll 1
-    for (int c = static_cast<int>(threadIdx.x) * V - misaligned(dx_row); c < n; c += kLongThreads * V) {
+    by_pieces<kLongThreads, V>(dx_row, 0, n, [&](int c) {
       T scale[V];
       scale_any<X>(b, c, scale);
       auto dx = dx_of(b, c, x.load(c), dy.load(c), scale, r, coefficient, [&] { return dsum.load(c); });
-      store<Access::any>(dx_row, c, 0, n, dx);
-    }
+      store_within(dx_row, c, 0, n, dx);
+    });
   }
 }
 

@@ -24,30 +24,23 @@ struct BackwardTypes {
 };
 
 // Adds to the dot product of g and x.
-template <class X, class D, class T, int V>
-__device__ __forceinline__ T dot_of(const Vec<X, V>& x, const Vec<D, V>& dy, const T (&scale)[V], T dot) {
+template <class T, int V>
+__device__ __forceinline__ T dot_of(const T (&x)[V], const T (&dy)[V], const T (&scale)[V], T dot) {
 #pragma unroll
-  for (int j = 0; j < V; ++j) dot = multiply_add(widen(dy.v[j]) * scale[j], T(widen(x.v[j])), dot);
+  for (int j = 0; j < V; ++j) dot = multiply_add(dy[j] * scale[j], x[j], dot);
   return dot;
 }
 
-// The same, and what the columns of a row add to dw; db is the caller's.
-template <class X, class D, class T, int V>
-__device__ __forceinline__ T accumulate(const Backward& b, const Vec<X, V>& x, const Vec<D, V>& dy,
-                                        const T (&scale)[V], T r, T dot, T (&dw)[V]) {
-  dot = dot_of(x, dy, scale, dot);
-  if (b.dw) {
-    T normalised[V];
+// What the columns of a row add to dw.
+template <class X, class T, int V>
+__device__ __forceinline__ void add_to_dw(const Backward& b, const T (&x)[V], const T (&dy)[V], T r,
+                                          T (&dw)[V]) {
+  T normalised[V];
 #pragma unroll
-    for (int j = 0; j < V; ++j) normalised[j] = widen(x.v[j]) * r;
-    if (sizeof(X) < sizeof(T) && b.llama) {
+  for (int j = 0; j < V; ++j) normalised[j] = x[j] * r;
+  if (sizeof(X) < sizeof(T) && b.llama) widen(narrowed<X>(normalised), normalised);
 #pragma unroll
-      for (int j = 0; j < V; ++j) normalised[j] = widen(narrow<X>(normalised[j]));
-    }
-#pragma unroll
-    for (int j = 0; j < V; ++j) dw[j] = multiply_add(widen(dy.v[j]), normalised[j], dw[j]);
-  }
-  return dot;
+  for (int j = 0; j < V; ++j) dw[j] = multiply_add(dy[j], normalised[j], dw[j]);
 }
 
 // dx of columns c ... ; load_dsum returns those of dsum.
@@ -56,12 +49,13 @@ __device__ __forceinline__ Vec<X, V> dx_of(const Backward& b, int c, const Vec<X
                                            const T (&scale)[V], T r, T coefficient, LoadDsum load_dsum) {
   const int k = static_cast<int>(b.k);
   T out[V];
+  widen(dy, out);
 #pragma unroll
-  for (int j = 0; j < V; ++j) out[j] = widen(dy.v[j]) * scale[j];
+  for (int j = 0; j < V; ++j) out[j] *= scale[j];
   if (c + V <= k) {
 #pragma unroll
     for (int j = 0; j < V; ++j) out[j] = multiply_add(-widen(x.v[j]), coefficient, out[j]);
-  } else if (c < k) {
+  } else {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       if (c + j < k) out[j] = multiply_add(-widen(x.v[j]), coefficient, out[j]);
@@ -74,10 +68,7 @@ __device__ __forceinline__ Vec<X, V> dx_of(const Backward& b, int c, const Vec<X
 #pragma unroll
     for (int j = 0; j < V; ++j) out[j] += widen(extra.v[j]);
   }
-  Vec<X, V> dx;
-#pragma unroll
-  for (int j = 0; j < V; ++j) dx.v[j] = narrow<X>(out[j]);
-  return dx;
+  return narrowed<X>(out);
 }
 
 template <class T>
@@ -101,10 +92,10 @@ __device__ __forceinline__ void put_partial(const T (&sums)[kItems][V], T* parti
       const int c = (i * width + thread) * V;
       if (c >= n) continue;
       Vec<T, V> out{};
-      if (more) out = Reader<T, V, Access::aligned>{partial, 0, n}.load(c);
+      if (more) out = load_pieces<T, V>(partial + c);
 #pragma unroll
       for (int j = 0; j < V; ++j) out.v[j] += sums[i][j];
-      store<Access::aligned>(partial, c, 0, n, out);
+      store_pieces(partial + c, out);
     }
   } else {
     constexpr int kColumns = kThreads * kItems * V, kRows = 128 / kThreads;
@@ -212,13 +203,15 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
           for (int i = 0; i < kItems; ++i) {
             const int c = (i * width + thread) * V;
             if (c < n) {
-              const auto dy = slots(stage, 1).get(i);
-              T columns[V];
+              T x[V], dy[V], columns[V];
+              widen(slots(stage, 0).get(i), x);
+              widen(slots(stage, 1).get(i), dy);
               scale.get(i, c, columns);
-              dot = accumulate(b, slots(stage, 0).get(i), dy, columns, r, dot, dw[i]);
+              dot = dot_of(x, dy, columns, dot);
+              if (b.dw) add_to_dw<X>(b, x, dy, r, dw[i]);
               if constexpr (kBias) {
 #pragma unroll
-                for (int j = 0; j < V; ++j) db[i][j] += widen(dy.v[j]);
+                for (int j = 0; j < V; ++j) db[i][j] += dy[j];
               }
             }
           }
@@ -234,10 +227,9 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
             if (c < n) {
               T columns[V];
               scale.get(i, c, columns);
-              auto dx =
-                  dx_of(b, c, slots(stage, 0).get(i), slots(stage, 1).get(i), columns, r, coefficient,
-                        [&] { return Reader<X, V, Access::aligned>{row_of<X>(b.dsum, m), 0, n}.load(c); });
-              store<Access::aligned>(static_cast<X*>(b.dx) + m * n, c, 0, n, dx);
+              auto dx = dx_of(b, c, slots(stage, 0).get(i), slots(stage, 1).get(i), columns, r, coefficient,
+                              [&] { return load_pieces<X, V>(row_of<X>(b.dsum, m) + c); });
+              store_pieces(static_cast<X*>(b.dx) + m * n + c, dx);
             }
           }
         }

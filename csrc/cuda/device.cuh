@@ -29,6 +29,16 @@ __device__ __forceinline__ unsigned char* shared_memory() {
 #endif
 }
 
+// Brings the 128 bytes round p to the L2 cache. Nothing waits for them.
+__device__ __forceinline__ void touch(const void* p) {
+#if defined(__CUDACC__)
+  unsigned unused;
+  asm volatile("ld.global.L2::128B.b32 %0, [%1];" : "=r"(unused) : "l"(p));
+#else
+  static_cast<void>(*static_cast<const volatile unsigned*>(p));
+#endif
+}
+
 // Clusters exist from sm_90 on; kernels that use them are launched nowhere else.
 struct Cluster {
 #if defined(__CUDACC__) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900)

@@ -27,13 +27,16 @@ __device__ __forceinline__ void add(Vec<X, V>& x, const Vec<X, V>& residual) {
 // Sum of squares of the columns below k. What lies beyond is not looked at, nor waited for.
 template <class T, class X, int V>
 __device__ __forceinline__ T squares(const Vec<X, V>& v, int c, int k, T sum) {
+  if (c >= k) return sum;
+  T x[V];
+  widen(v, x);
   if (c + V <= k) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) sum = multiply_add(widen(v.v[j]), widen(v.v[j]), sum);
-  } else if (c < k) {
+    for (int j = 0; j < V; ++j) sum = multiply_add(x[j], x[j], sum);
+  } else {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      if (c + j < k) sum = multiply_add(widen(v.v[j]), widen(v.v[j]), sum);
+      if (c + j < k) sum = multiply_add(x[j], x[j], sum);
     }
   }
   return sum;
@@ -44,30 +47,29 @@ __device__ __forceinline__ T rstd_of(const Forward& f, T squares_sum) {
   return inverse_sqrt(squares_sum / static_cast<T>(f.k) + static_cast<T>(f.eps));
 }
 
-// y of a vector of columns; load_bias fills its argument.
-template <class Y, class X, class T, int V, class LoadBias>
-__device__ __forceinline__ Vec<Y, V> normalise(const Forward& f, const Vec<X, V>& x, T r, const T (&scale)[V],
-                                               LoadBias load_bias) {
+// y of a vector of columns; load_scale and load_bias fill their argument.
+template <class Y, class T, class X, int V, class LoadScale, class LoadBias>
+__device__ __forceinline__ Vec<Y, V> normalise(const Forward& f, const Vec<X, V>& x, T r,
+                                               LoadScale load_scale, LoadBias load_bias) {
   T out[V];
+  widen(x, out);
 #pragma unroll
-  for (int j = 0; j < V; ++j) out[j] = widen(x.v[j]) * r;
-  if (sizeof(X) < sizeof(T) && f.llama) {
+  for (int j = 0; j < V; ++j) out[j] *= r;
+  if (sizeof(X) < sizeof(T) && f.llama) widen(narrowed<X>(out), out);
+  if (f.weight) {
+    T scale[V];
+    load_scale(scale);
+    if (f.bias) {
+      T bias[V];
+      load_bias(bias);
 #pragma unroll
-    for (int j = 0; j < V; ++j) out[j] = widen(narrow<X>(out[j]));
+      for (int j = 0; j < V; ++j) out[j] = multiply_add(out[j], scale[j], bias[j]);
+    } else {
+#pragma unroll
+      for (int j = 0; j < V; ++j) out[j] *= scale[j];
+    }
   }
-  if (f.bias) {
-    T bias[V];
-    load_bias(bias);
-#pragma unroll
-    for (int j = 0; j < V; ++j) out[j] = multiply_add(out[j], scale[j], bias[j]);
-  } else {
-#pragma unroll
-    for (int j = 0; j < V; ++j) out[j] *= scale[j];
-  }
-  Vec<Y, V> y;
-#pragma unroll
-  for (int j = 0; j < V; ++j) y.v[j] = narrow<Y>(out[j]);
-  return y;
+  return narrowed<Y>(out);
 }
 
 // Where a thread keeps its vectors of a row between the statistic and the store: in registers, or,
@@ -104,13 +106,13 @@ __global__ void __launch_bounds__(kBlock<kShape>, kForwardResident<kShape, kAdd,
     constexpr bool kInSlots = kThreads >= kSlotsFrom;
     constexpr bool kBoth = kAdd && !kInSlots;  // x and residual are read before either is used
     [[maybe_unused]] constexpr int kUnroll = kInSlots ? 1 : kItems;
-    using Row = Reader<X, V, Access::aligned>;
     const int width = kCluster ? kThreads * cluster : kThreads;  // threads of a row
     const int thread = threadIdx.x % kThreads + (kCluster ? Cluster::rank() * kThreads : 0);
     const int n = static_cast<int>(f.n), k = static_cast<int>(f.k);
     const int64_t step = int64_t{kCluster ? gridDim.x / cluster : gridDim.x} * (kRows * kFlight);
     RowSum<T, kThreads, kCluster> row_sum(cluster);
-    Scale<typename Types::W, T, V, kItems, 32> scale(f.weight, f.weight_offset);
+    using RowScale = Scale<typename Types::W, T, V, kItems, 32>;
+    RowScale scale(f.weight, f.weight_offset);
 
     for (int64_t base = int64_t{kCluster ? blockIdx.x / cluster : blockIdx.x} * (kRows * kFlight);
          base < f.rows; base += step) {
@@ -121,28 +123,33 @@ __global__ void __launch_bounds__(kBlock<kShape>, kForwardResident<kShape, kAdd,
       for (int q = 0; q < kFlight; ++q) {
         const int64_t m = first + q * kRows;
         if (m >= f.rows) continue;
-        const Row row{row_of<X>(f.x, m), 0, n};
-        const Row residual_row{kBoth ? row_of<X>(f.residual, m) : nullptr, 0, n};
+        const X* const row = row_of<X>(f.x, m);
+        const X* const residual_row = kBoth ? row_of<X>(f.residual, m) : nullptr;
 #pragma unroll kUnroll
         for (int i = 0; i < kItems; ++i) {
           const int c = (i * width + thread) * V;
           if (c < n) {
-            x[q][i] = row.load(c);
-            if constexpr (kBoth) residual[q][i] = residual_row.load(c);
+            x[q][i] = load_pieces<X, V>(row + c);
+            if constexpr (kBoth) residual[q][i] = load_pieces<X, V>(residual_row + c);
           }
         }
       }
-#pragma unroll kUnroll
-      for (int i = 0; i < kItems; ++i) {
-        const int c = (i * width + thread) * V;
-        if (c < n) scale.load(i, c), scale.ask(c);
+      if constexpr (RowScale::kHeld) {
+#pragma unroll
+        for (int i = 0; i < kItems; ++i) {
+          const int c = (i * width + thread) * V;
+          if (c < n) scale.load(i, c);
+        }
+      } else {
+        ask_for<typename Types::W>(f.weight, n, thread, width);
       }
 #pragma unroll
       for (int q = 0; q < kFlight; ++q) {
         const int64_t m = first + q * kRows;
         T sum = 0;
         if (m < f.rows) {
-          const Row residual_row{kAdd && !kBoth ? row_of<X>(f.residual, m) : nullptr, 0, n};
+          const X* const residual_row = kAdd && !kBoth ? row_of<X>(f.residual, m) : nullptr;
+          X* const sum_row = static_cast<X*>(f.sum) + m * n;
 #pragma unroll kUnroll
           for (int i = 0; i < kItems; ++i) {
             const int c = (i * width + thread) * V;
@@ -151,9 +158,9 @@ __global__ void __launch_bounds__(kBlock<kShape>, kForwardResident<kShape, kAdd,
                 if constexpr (kBoth) {
                   add(x[q][i], residual[q][i]);
                 } else {
-                  add(x[q][i], residual_row.load(c));
+                  add(x[q][i], load_pieces<X, V>(residual_row + c));
                 }
-                store<Access::aligned>(static_cast<X*>(f.sum) + m * n, c, 0, n, x[q][i]);
+                store_pieces(sum_row + c, x[q][i]);
               }
               sum = squares(x[q][i], c, k, sum);
             }
@@ -166,12 +173,10 @@ __global__ void __launch_bounds__(kBlock<kShape>, kForwardResident<kShape, kAdd,
           for (int i = 0; i < kItems; ++i) {
             const int c = (i * width + thread) * V;
             if (c < n) {
-              T columns[V];
-              scale.get(i, c, columns);
-              auto y = normalise<X>(f, x[q][i], r, columns, [&](T(&bias)[V]) {
-                widen_from<typename Types::W, Access::aligned>(f.bias, n, c, bias);
-              });
-              store<Access::aligned>(static_cast<X*>(f.y) + m * n, c, 0, n, y);
+              auto y = normalise<X>(
+                  f, x[q][i], r, [&](T(&columns)[V]) { scale.get(i, c, columns); },
+                  [&](T(&bias)[V]) { load_aligned<typename Types::W>(f.bias, c, bias); });
+              store_pieces(static_cast<X*>(f.y) + m * n + c, y);
             }
           }
         }

@@ -25,42 +25,54 @@ struct Runs {
         stride(kCluster ? cluster * kColumns : 0) {}
   __device__ __forceinline__ int begin(int run) const { return first + run * stride; }
   __device__ __forceinline__ int end(int run) const {
+    if (!kCluster) return n;
     const int end = begin(run) + kColumns;
     return end < n ? end : n;
   }
-  // Calls work(run, c, begin, end) for this thread's share of the vectors of each run that start at
-  // multiples of 16 bytes of `row`; the first and the last of a run may reach beyond it.
-  template <class E, class Work>
-  __device__ __forceinline__ void by_pieces_of(const E* row, Work work) const {
+};
+
+// Calls work(c) for this thread's share of the vectors that start at multiples of 16 bytes of `row` and
+// cover columns begin ... end - 1; the first and the last may reach beyond them.
+template <int kThreads, int V, class E, class Work>
+__device__ __forceinline__ void by_pieces(const E* row, int begin, int end, Work work) {
 #pragma unroll 1
-    for (int run = 0; run < kCount; ++run) {
-      const int b = begin(run), e = end(run);
-#pragma unroll 1
-      for (int c = b - misaligned(row + b) + threadIdx.x % kThreads * V; c < e; c += kThreads * V)
-        work(run, c, b, e);
-    }
+  for (int c = begin - misaligned(row + begin) + static_cast<int>(threadIdx.x) % kThreads * V; c < end;
+       c += kThreads * V) {
+    work(c);
+  }
+}
+
+// A run of a row in shared memory, as it is read: column c lies `bytes + c * sizeof(E)` in.
+template <class E, int V>
+struct RunView {
+  int bytes;
+  __device__ __forceinline__ Vec<E, V> load(int c) const {
+    const int at = bytes + c * static_cast<int>(sizeof(E));
+    const uint4* const pieces = reinterpret_cast<const uint4*>(shared_memory() + (at & ~15));
+    const unsigned over = at & 15;
+    return over ? load_shifted<E, V>(pieces, over) : load_pieces<E, V>(reinterpret_cast<const E*>(pieces));
   }
 };
 
-// What a block holds of a row of E, to be read in vectors of V elements that may start before a run or
-// end after it: there are zeros.
+// What a block holds of a row of E, `offset` bytes into shared memory. Vectors of V elements that start
+// before a run or end after it find zeros there.
 template <class E, int kShape, int V, bool kCluster>
 struct Image {
   using Columns = Runs<kShape, V, kCluster>;
   static constexpr int kRunBytes = image_bytes(Columns::kColumns, V, sizeof(E));
   static constexpr int kBytes = Columns::kCount * kRunBytes;
-  static constexpr int kPiece = 16 / sizeof(E);  // elements
-  unsigned char* bytes;
+  int offset;
 
   __device__ __forceinline__ void fetch(const Columns& columns, const E* row) const {
+    constexpr int kPiece = 16 / sizeof(E), kThreads = Columns::kThreads;  // elements
+    const int thread = threadIdx.x % kThreads;
 #pragma unroll 1
     for (int run = 0; run < Columns::kCount; ++run) {
       const int begin = columns.begin(run), end = columns.end(run);
-      const int thread = threadIdx.x % Columns::kThreads;
-      uint4* to = reinterpret_cast<uint4*>(bytes + run * kRunBytes) + thread;
+      uint4* to = reinterpret_cast<uint4*>(shared_memory() + offset + run * kRunBytes) + thread;
 #pragma unroll 1
       for (int c = begin - V - misaligned(row + begin) + thread * kPiece; c < end + V;
-           c += Columns::kThreads * kPiece, to += Columns::kThreads) {
+           c += kThreads * kPiece, to += kThreads) {
         if (c >= begin && c + kPiece <= end) {
           __pipeline_memcpy_async(to, row + c, 16);
         } else {
@@ -72,21 +84,11 @@ struct Image {
       }
     }
   }
-  // Columns c ... c + V - 1 of `row` as it was fetched.
-  __device__ __forceinline__ Vec<E, V> load(const Columns& columns, const E* row, int run, int c) const {
-    const int begin = columns.begin(run), at = c - begin + V + misaligned(row + begin), over = at % kPiece;
-    const uint4* const pieces = reinterpret_cast<const uint4*>(bytes + run * kRunBytes) + at / kPiece;
-    Vec<E, V> out;
-#pragma unroll
-    for (int i = 0; i < out.kPieces; ++i) out.piece(i) = pieces[i];
-    if (over) {
-      const uint4 last = pieces[out.kPieces];
-#pragma unroll
-      for (int i = 0; i < out.kPieces; ++i) {
-        out.piece(i) = shifted<sizeof(E)>(out.piece(i), i + 1 < out.kPieces ? out.piece(i + 1) : last, over);
-      }
-    }
-    return out;
+  // `row` as it was fetched.
+  __device__ __forceinline__ RunView<E, V> run(const Columns& columns, const E* row, int run) const {
+    const int begin = columns.begin(run);
+    const int before = V + misaligned(row + begin) - begin;  // columns
+    return {offset + run * kRunBytes + before * static_cast<int>(sizeof(E))};
   }
 };
 
