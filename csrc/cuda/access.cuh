@@ -4,23 +4,38 @@
 
 namespace fused_rmsnorm::cuda {
 
-// Where row m begins. Divided by multiplication (rows.h), since a division is some twenty instructions,
-// and one of 64 bits eighty, as many as a short row takes.
+// m / rows.inner, by multiplication (rows.h): a division is some twenty instructions, and one of 64 bits
+// eighty, as many as a short row takes.
+__device__ __forceinline__ int64_t outer_of(const Rows& rows, int64_t m) {
+  if (m >> 31) return m / rows.inner;
+  return static_cast<int64_t>((uint64_t{static_cast<unsigned>(m)} * rows.multiplier >> 32) >> rows.shift);
+}
+
+// Where row m begins.
 __device__ __forceinline__ int64_t offset_of(const Rows& rows, int64_t m) {
-  int64_t outer = m, inner = 0;
-  if (rows.inner != 1) {
-    outer =
-        m >> 31 == 0
-            ? static_cast<int64_t>((uint64_t{static_cast<unsigned>(m)} * rows.multiplier >> 32) >> rows.shift)
-            : m / rows.inner;
-    inner = m - outer * rows.inner;
-  }
-  return outer * rows.outer_stride + inner * rows.inner_stride;
+  if (rows.inner == 1) return m * rows.outer_stride;
+  const int64_t outer = outer_of(rows, m);
+  return outer * rows.outer_stride + (m - outer * rows.inner) * rows.inner_stride;
 }
 
 template <class T>
 __device__ __forceinline__ const T* row_of(const Rows& rows, int64_t m) {
   return static_cast<const T*>(rows.data) + offset_of(rows, m);
+}
+
+// Elements by which column c of row m lies past a multiple of 16 bytes: of the address, the lowest bits
+// are enough, and 64-bit products are four instructions each.
+template <class T>
+__device__ __forceinline__ int misaligned(const Rows& rows, int64_t m, int c) {
+  unsigned outer = static_cast<unsigned>(m), inner = 0;
+  if (rows.inner != 1) {
+    outer = static_cast<unsigned>(outer_of(rows, m));
+    inner = static_cast<unsigned>(m) - outer * static_cast<unsigned>(rows.inner);
+  }
+  const unsigned start = static_cast<unsigned>(reinterpret_cast<uintptr_t>(rows.data)) / sizeof(T);
+  return (start + outer * static_cast<unsigned>(rows.outer_stride) +
+          inner * static_cast<unsigned>(rows.inner_stride) + c) %
+         (16 / sizeof(T));
 }
 
 // Elements by which p lies past a multiple of 16 bytes.

@@ -67,13 +67,11 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
         }
         const bool live = m < last;
         const T r = live ? static_cast<const T*>(b.rstd)[m] : T(0);
-        const X* const x_row = row_of<X>(b.x, live ? m : 0);
-        const D* const dy_row = row_of<D>(b.dy, live ? m : 0);
-        auto x = image_x(stage).run(columns, x_row, 0);
-        auto dy = image_dy(stage).run(columns, dy_row, 0);
+        auto x = image_x(stage).run(columns, b.x, m, 0);
+        auto dy = image_dy(stage).run(columns, b.dy, m, 0);
         const auto to_run = [&](int run) {
           if constexpr (kCluster) {
-            x = image_x(stage).run(columns, x_row, run), dy = image_dy(stage).run(columns, dy_row, run);
+            x = image_x(stage).run(columns, b.x, m, run), dy = image_dy(stage).run(columns, b.dy, m, run);
           }
         };
         T dot = 0;

@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kBlock<kShape>) forward_rows_any(Forward f, in
         const int64_t m = row_number(q);
         const bool adds = f.residual.data;
         return Summand<X, V>{
-            image(q).run(columns, row_of<X>(f.x, m), run),
+            image(q).run(columns, f.x, m, run),
             {adds ? row_of<X>(f.residual, m) : nullptr, columns.begin(run), columns.end(run)},
             adds};
       };

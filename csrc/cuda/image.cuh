@@ -75,6 +75,8 @@ struct Image {
            c += kThreads * kPiece, to += kThreads) {
         if (c >= begin && c + kPiece <= end) {
           __pipeline_memcpy_async(to, row + c, 16);
+        } else if (c + kPiece <= begin || c >= end) {
+          *to = uint4{};
         } else {
           Vec<E, kPiece> edge;
 #pragma unroll
@@ -84,10 +86,11 @@ struct Image {
       }
     }
   }
-  // `row` as it was fetched.
-  __device__ __forceinline__ RunView<E, V> run(const Columns& columns, const E* row, int run) const {
+  // Row m as it was fetched.
+  __device__ __forceinline__ RunView<E, V> run(const Columns& columns, const Rows& rows, int64_t m,
+                                               int run) const {
     const int begin = columns.begin(run);
-    const int before = V + misaligned(row + begin) - begin;  // columns
+    const int before = V + misaligned<E>(rows, m, begin) - begin;  // columns
     return {offset + run * kRunBytes + before * static_cast<int>(sizeof(E))};
   }
 };
