@@ -60,6 +60,11 @@ if(FUSED_RMSNORM_HAS_CUDA)
   endif()
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)
+  # Machine code is a third of its size so; nvcc before 12.8 knows no modes. -lineinfo would double it.
+  set(CUDA_SIZE_OPTIONS "")
+  if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
+    set(CUDA_SIZE_OPTIONS "--compress-mode=size")
+  endif()
   set(CMAKE_CUDA_STANDARD 17)  # 20 is more than CMake 3.25 believes CUDA 13 to know
   file(GLOB CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/*.cu)
 
