@@ -153,7 +153,8 @@ def test_registers_leave_the_plan_its_blocks(
     compiled: dict[tuple[str, str], tuple[str, dict[str, str]]], source: str, target: str
 ) -> None:
     """The grid of the backward counts on 512 threads a multiprocessor, of its 65536 registers; the
-    plain forward of aligned rows is to have 1024."""
+    plain forward of aligned rows is to have 1024; with a wider weight or several rows in flight 768,
+    or one block of 512."""
     ptx, said = compiled[source, TARGETS[target]]
     headers = {name: body.split("{")[0] for name, body in bodies(ptx).items()}
     for kernel in kernels(said[target]):
@@ -162,4 +163,4 @@ def test_registers_leave_the_plan_its_blocks(
         assert kernel.registers * threads * blocks <= 65536, kernel
         assert "backward_rows" not in kernel.name or threads * blocks == 512, kernel
         plain = re.search(r"forward_rowsI\w*ELb0ELb0EEE", kernel.name)
-        assert not plain or threads * blocks == 1024, kernel
+        assert not plain or threads * blocks in (1024, 768, 512), kernel
