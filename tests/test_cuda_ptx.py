@@ -153,7 +153,7 @@ def test_registers_leave_the_plan_its_blocks(
     compiled: dict[tuple[str, str], tuple[str, dict[str, str]]], source: str, target: str
 ) -> None:
     """The grid of the backward counts on 512 threads a multiprocessor, of its 65536 registers; the
-    plain forward of aligned rows is to have 1024; with a wider weight or several rows in flight 768,
+    plain forward of aligned rows is to have 1024; with a wider weight or several rows in flight 768
     or one block of 512."""
     ptx, said = compiled[source, TARGETS[target]]
     headers = {name: body.split("{")[0] for name, body in bodies(ptx).items()}
