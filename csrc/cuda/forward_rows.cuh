@@ -89,14 +89,19 @@ struct Held<V, kItems, kThreads, true> {
 };
 
 // Threads of a multiprocessor that the registers are to leave room for: left alone, the compiler takes
-// so many that five blocks of 128 fit. The others hold more and would spill; they get what they need.
-template <int kShape, bool kAdd, bool kCluster>
-constexpr int kForwardResident = !kAdd && !kCluster ? 1024 / kBlock<kShape> : 1;
+// so many that five blocks of 128 fit. A wider weight and several rows in flight need up to 80; the fused
+// add and clusters get what they need.
+template <class Types, int kShape, bool kAdd, bool kCluster>
+constexpr int kForwardResident =
+    kAdd || kCluster ? 1
+    : sizeof(typename Types::W) > sizeof(typename Types::X) || kShapes[kShape].flight > 1
+        ? (kBlock<kShape> < 512 ? 768 / kBlock<kShape> : 1)
+        : 1024 / kBlock<kShape>;
 
 // Families `registers` and `cluster`: a row is read once, and all its loads are issued before the
 // first is used; of short rows those of several.
 template <class Types, int kShape, bool kAdd, bool kCluster>
-__global__ void __launch_bounds__(kBlock<kShape>, kForwardResident<kShape, kAdd, kCluster>)
+__global__ void __launch_bounds__(kBlock<kShape>, kForwardResident<Types, kShape, kAdd, kCluster>)
     forward_rows(Forward f, int cluster) {
   if constexpr (kLaunched<kShape, kCluster>) {
     using T = typename Types::T;

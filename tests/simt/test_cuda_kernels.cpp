@@ -240,15 +240,15 @@ void special(Checker& check, Dtype x, int percent) {
 // One number that stops a running sum of ones from growing, and many ones after it: what a thread adds up
 // is to lose no more of them than the folding (fold.cuh, kSpan) explains, whatever the length.
 void long_sums(Checker& check, Dtype x) {
-  if (x == Dtype::f64) return;             // 2^53 ones
-  const double u = unit(x), large = 4096;  // squared 2^24
+  if (x == Dtype::f64) return;  // 2^53 ones
+  const double u = unit(x);
   simt::arch = 90, simt::schedule = 0;
   Random random(4);
   Shape s;
   s.types = {x, x, x, false};
   s.weight = false;
-  const auto fill = [&](Array& a, int64_t period) {
-    for (int64_t i = 0; i < a.count(); ++i) a.set(i, i % period == 0 ? large : 1);
+  const auto fill = [&](Array& a, double at_first) {
+    for (int64_t i = 0; i < a.count(); ++i) a.set(i, i == 0 ? at_first : 1);
   };
 
   // A row in two passes, of which each thread has 256 vectors.
@@ -256,20 +256,21 @@ void long_sums(Checker& check, Dtype x) {
   cuda::Plan two_pass = cuda::forward_plan(int64_t{1} << 24, x, simt::arch);
   check.that(two_pass.family == cuda::Family::two_pass, [] { return std::string("not in two passes"); });
   ForwardProblem f(s, random);
-  fill(f.x, s.n);
+  const double first = 16384;  // squared 2^28: what a vector of ones adds to it is lost
+  fill(f.x, first);
   run(check, s, cuda::run(f.args(), two_pass, nullptr));
-  const double squares = large * large + static_cast<double>(s.n - 1);
+  const double squares = first * first + static_cast<double>(s.n - 1);
   const double r = 1 / std::sqrt(squares / s.n + s.eps);
-  check.near(f.rstd[0], r, 8 * u * r, [] { return std::string("rstd of a long row"); });
+  check.near(f.rstd[0], r, 24 * u * r, [] { return std::string("rstd of a long row"); });
   BackwardProblem b(s, random, cuda::backward_workspace);
-  fill(b.x, s.n), fill(b.dy, s.n);
+  fill(b.x, first), fill(b.dy, first);
   b.rstd.set(0, 1);
   Backward args = b.args();
   args.dw = nullptr;
   two_pass = cuda::backward_plan(int64_t{1} << 24, x, x, simt::arch);
   run(check, s, cuda::run(args, two_pass, nullptr));
   const double dx = 1 - squares / s.n;  // of a column with x = dy = 1
-  check.near(b.dx[1], dx, 8 * u * squares / s.n + half_spacing(x, dx),
+  check.near(b.dx[1], dx, 24 * u * squares / s.n + half_spacing(x, dx),
              [] { return std::string("dx of a long row"); });
 
   // Very many rows, of which a thread has 16 kSpan: aligned, unaligned, and in two passes.
@@ -277,16 +278,13 @@ void long_sums(Checker& check, Dtype x) {
   for (int which = 0; which < 3; ++which) {
     s.n = s.k = which ? 3 : 16 / size_of(x), s.rows = 16 * cuda::kSpan * (which == 2 ? 1 : 16);
     BackwardProblem many(s, random, cuda::backward_workspace);
-    for (Array* a : {&many.x, &many.dy, &many.rstd}) {
-      for (int64_t i = 0; i < a->count(); ++i) a->set(i, 1);
-    }
-    many.dy.set(0, large), many.rstd.set(0, large);
+    fill(many.x, 1), fill(many.dy, 4096), fill(many.rstd, 4096);  // 2^24, to which a one adds nothing
     Backward call = many.args();
     call.dx = nullptr;
     cuda::Plan plan = which == 2 ? two_pass : cuda::backward_plan(s.n, x, x, simt::arch);
     plan.max_grid = 1;
     run(check, s, cuda::run(call, plan, nullptr));
-    const double want = large * large + static_cast<double>(s.rows - 1);
+    const double want = 0x1p24 + static_cast<double>(s.rows - 1);
     check.near(many.dw[0], want, (cuda::kSpan + 64) * u * want,
                [&] { return "dw of many rows, " + std::to_string(which); });
   }
