@@ -107,9 +107,9 @@ def test_sums_are_fused_where_written(compiled: Build, source: str, virtual: int
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("source", SOURCES)
 def test_registers_leave_the_plan_its_blocks(compiled: Build, source: str, target: int) -> None:
-    """The grid of the backward counts on 512 threads a multiprocessor, of its 65536 registers. The plain
-    forward of aligned rows is to have 1024; 768, or one block of 512, where a wider weight or several
-    rows in flight need the registers."""
+    """The grid of the backward counts on 512 threads a multiprocessor, of its 65536 registers. The
+    plain forward of aligned rows is to have 1024; 768, or one block of 512, where a wider weight or
+    several rows in flight need the registers."""
     ptx = compiled.ptx(source, TARGETS[target]).read_text()
     headers = {name: body.split("{")[0] for name, body in bodies(ptx).items()}
     for kernel in kernels(report_of(compiled, source, target)):
