@@ -143,7 +143,7 @@ def test_measure_refuses_one_name_twice_and_leaves_the_collector_as_it_was() -> 
 def test_threads_are_as_before_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
 
-    def interrupted(case, device, seconds):
+    def interrupted(case, device, seconds, runtimes):
         assert torch.get_num_threads() == before + 1
         raise KeyboardInterrupt
 
@@ -200,7 +200,7 @@ def test_resume_after_an_interrupt(
     timed: list[str] = []
     stop_at = 3
 
-    def time_case(case, device, seconds):
+    def time_case(case, device, seconds, runtimes):
         if len(timed) == stop_at:
             raise KeyboardInterrupt
         timed.append(case.key)

@@ -8,8 +8,10 @@ a norm that is put into such a layer gets a hook, which does nothing. Copies and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
@@ -35,4 +37,18 @@ def call_in_encoder_layers(kind: type[nn.Module]) -> None:
             if isinstance(module, kind) and must_be_called not in hooks.values():
                 module.register_forward_pre_hook(must_be_called)
 
+    _never_traced(put)
     register_module_module_registration_hook(put)
+
+
+def _never_traced(function: Callable[..., Any]) -> None:
+    """What torch.compiler.disable does, without importing Dynamo.
+
+    Where Dynamo compiles whatever runs (compiled autograd, switched on for the process), ``put`` would
+    give it modules that are still being made, which it cannot trace.
+    """
+    frames: Any = torch._C._dynamo.eval_frame
+    if not hasattr(frames, "set_code_exec_strategy"):  # another torch than 2.13 and 2.14, perhaps
+        return
+    skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.DEFAULT)
+    frames.set_code_exec_strategy(function.__code__, skip)
