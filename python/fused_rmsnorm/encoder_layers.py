@@ -44,8 +44,8 @@ def call_in_encoder_layers(kind: type[nn.Module]) -> None:
 def _never_traced(function: Callable[..., Any]) -> None:
     """What torch.compiler.disable does, without importing Dynamo.
 
-    Where Dynamo compiles whatever runs (compiled autograd, switched on for the process), ``put`` would
-    give it modules that are still being made, which it cannot trace.
+    Where Dynamo compiles whatever runs (compiled autograd, switched on for the process), ``put``
+    would give it modules that are still being made, which it cannot trace.
     """
     frames: Any = torch._C._dynamo.eval_frame
     if not hasattr(frames, "set_code_exec_strategy"):  # another torch than 2.13 and 2.14, perhaps
