@@ -107,10 +107,20 @@ __device__ __forceinline__ void put_partial(const T (&sums)[kItems][V], T* parti
       for (int j = 0; j < V; ++j) buffer[row * kColumns + (i * kThreads + thread) * V + j] = sums[i][j];
     }
     __syncthreads();
-    for (int c = threadIdx.x; c < n; c += 128) {
-      T sum = buffer[c];
-      for (int i = 1; i < kRows; ++i) sum += buffer[i * kColumns + c];
-      partial[c] = more ? partial[c] + sum : sum;
+    constexpr int kPiece = 16 / sizeof(T);  // a partial has room for whole pieces
+    for (int c = threadIdx.x * kPiece; c < n; c += 128 * kPiece) {
+      auto sum = load_pieces<T, kPiece>(buffer + c);
+      for (int i = 1; i < kRows; ++i) {
+        const auto next = load_pieces<T, kPiece>(buffer + i * kColumns + c);
+#pragma unroll
+        for (int j = 0; j < kPiece; ++j) sum.v[j] += next.v[j];
+      }
+      if (more) {
+        const auto before = load_pieces<T, kPiece>(partial + c);
+#pragma unroll
+        for (int j = 0; j < kPiece; ++j) sum.v[j] = before.v[j] + sum.v[j];
+      }
+      store_pieces(partial + c, sum);
     }
   }
 }
