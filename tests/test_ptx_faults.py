@@ -22,7 +22,7 @@ CALLS = {
     "forward, four rows a warp": (80, "forward", Case(rows=60, n=32, max_grid=1)),
     "forward, unaligned": (
         *(80, "forward"),
-        replace(BF16, rows=3, n=520, x_shift=1, out_shift=1),
+        replace(BF16, rows=3, n=517, x_shift=1, out_shift=3),
     ),
     "forward, several warps": (80, "forward", Case(rows=6, n=2048, max_grid=1)),
     "forward, cluster": (90, "forward", replace(BF16, rows=1, n=20000)),
