@@ -20,7 +20,7 @@ from ptx.kernels import Kernels
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
 ARCHITECTURES = (80, 90)
 DTYPES = ("bf16", "f16", "f32", "f64")  # those with the most kernels first
-PERCENT = 8  # of the random cases, in the short form
+PERCENT = 3  # of the random cases, in the short form
 
 
 @pytest.fixture(scope="module")
