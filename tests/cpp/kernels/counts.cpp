@@ -1,13 +1,15 @@
 // One call of the kernels per case, for counting the instructions that it takes (benchmarks/instructions.py).
 //   counts KERNELS callgrind    under valgrind --tool=callgrind: one dump per case, which bears its name
-//   counts KERNELS step         by itself, one instruction after the other: for instruction sets that
-//                               valgrind does not know. Prints "name: instructions"
+//   counts KERNELS step [CASE...]   by itself, one instruction after the other, some 30 us each: for
+//                               instruction sets that valgrind does not know. Prints "name: instructions".
+//                               A case that there is none of: whether it works here
 //   counts                      the cases: "name: elements"
 // KERNELS: AVX2, AVX512, ...
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -90,7 +92,7 @@ std::function<void()> call_of(const cpu::Kernels& kernels, const Case& c) {
 long step_through(const std::function<void()>& call) {
   const pid_t child = fork();
   if (child == 0) {
-    ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
+    if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr) != 0) _exit(1);
     raise(SIGSTOP);
     call();
     raise(SIGSTOP);
@@ -118,7 +120,13 @@ int main(int argc, char** argv) {
     if (std::strcmp(kernels->name, argv[1]) != 0) continue;
     const bool step = std::strcmp(argv[2], "step") == 0;
     const long nothing = step ? step_through([] {}) : 0;
+    if (nothing < 0) {
+      std::fprintf(stderr, "this machine allows no ptrace\n");
+      return 1;
+    }
     for (const Case& c : cases) {
+      const auto is_it = [&c](const char* name) { return std::strcmp(c.name, name) == 0; };
+      if (argc > 3 && std::none_of(argv + 3, argv + argc, is_it)) continue;
       const std::function<void()> call = call_of(*kernels, c);
       if (step) {
         std::printf("%s: %ld\n", c.name, step_through(call) - nothing);
