@@ -40,10 +40,10 @@ ENSURE = $(PY) requirements/ensure.py
 build: $(STAMPS)/built
 
 bench: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
-	$(PY) -m benchmarks.bench_norms
+	$(PY) -m benchmarks.norms
 
 bench-full: $(STAMPS)/built $(STAMPS)/benchmarks-requirements
-	$(PY) -m benchmarks.bench_norms --full
+	$(PY) -m benchmarks.norms --full
 	$(PY) -m benchmarks.compile_modes
 
 # The paper's models, claims and properties. PAPER_ARGS, e.g. --only time --scale 1: at their published sizes

@@ -1,5 +1,5 @@
 # The CPU kernels: CPU_SOURCES and the CPU_OPTIONS they are all compiled with. Used by the build and by
-# tests/cpp/kernels, which compiles the same sources once more under sanitizers.
+# tests/kernels/cpu, which compiles the same sources once more under sanitizers.
 #
 # One file per instruction set, with the flags that only it may have; dispatch.cpp, compiled without
 # any, chooses between them at load.

@@ -107,10 +107,10 @@ def try_with(wheel: Path, minor: str, example: bool) -> str:
 
 
 def cpp_example(folder: Path, python: str, environment: dict[str, str]) -> str:
-    """tests/cpp/example against the installed wheel, as a user of LibTorch builds it."""
+    """tests/packaging/example against the installed wheel, as a user of LibTorch builds it."""
     code = "import torch, fused_rmsnorm; print(torch.__path__[0], fused_rmsnorm.__path__[-1])"
     torch_root, package = run(python, "-c", code, cwd=folder, env=environment).split()
-    source = shutil.copytree(ROOT / "tests" / "cpp" / "example", folder / "example")
+    source = shutil.copytree(ROOT / "tests" / "packaging" / "example", folder / "example")
     configure = ["cmake", "-S", source, "-B", folder / "build", "-DCMAKE_BUILD_TYPE=Release"]
     run(*configure, f"-DCMAKE_PREFIX_PATH={package}", f"-DTORCH_ROOT={torch_root}", env=environment)
     run("cmake", "--build", folder / "build", env=environment)

@@ -1,4 +1,4 @@
-"""The kernels that are counted: those of the benchmark's grid (benchmarks/norms_cases.py), one row
+"""The kernels that are counted: those of the benchmark's grid (benchmarks/norms/cases.py), one row
 shape each, since what a row costs does not depend on how many there are."""
 
 from dataclasses import dataclass, replace

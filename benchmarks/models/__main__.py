@@ -26,8 +26,9 @@ from typing import Any
 
 import torch
 
-from ..harness import RESULTS, Results, environment, hardware_slug, keep_freed_memory
-from ..optional import progress_bar
+from ..harness.environment import environment, hardware_slug, keep_freed_memory
+from ..harness.optional import progress_bar
+from ..harness.results import RESULTS, Results
 from . import report
 from .families import FAMILIES, LAYERS, transformers
 from .timing import norms_left, swap, time_work

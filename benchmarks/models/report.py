@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..harness import load
-from ..optional import pyplot
+from ..harness.optional import pyplot
+from ..harness.results import load
+from ..harness.tables import conditions, entries_of, spread, table, times_of, write_each
 from ..paper.report import percent, saved
 from ..paper.summary import reduction
-from ..report import conditions, entries_of, spread, table, times_of
 from .families import FAMILIES
 from .timing import COMPILED, EAGER
 
@@ -157,9 +157,7 @@ def write(path: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``argv``: paths of results files."""
-    for path in sys.argv[1:] if argv is None else argv:
-        print(write(Path(path)))
-    return 0
+    return write_each(write, argv)
 
 
 if __name__ == "__main__":

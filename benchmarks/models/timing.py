@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fused_rmsnorm import RMSNorm, replace_rms_norm_
 
-from ..harness import Contender, measure, time_cuda, time_host
-from ..memory import saved_bytes
+from ..harness.memory import saved_bytes
+from ..harness.timing import Contender, measure, time_cuda, time_host
 from .works import WORKS, loss_of
 
 __all__ = ["COMPILED", "EAGER", "TOLERANCE", "norms_left", "swap", "time_work"]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..harness import Timing
-from ..optional import pyplot
-from ..report import conditions, entries_of, times_of
+from ..harness.optional import pyplot
+from ..harness.tables import conditions, entries_of, times_of
+from ..harness.timing import Timing
 from .models import MODELS
 from .norms import LABELS
 from .summary import mean_curve, reduction

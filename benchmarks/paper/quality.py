@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..training import train_side_by_side
 from .tasks import TASKS
+from .training import train_side_by_side
 
 __all__ = ["curve", "train_task"]
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from fused_rmsnorm._columns import stat_columns
 
-from ..harness import Timing, load, speedup
-from ..report import conditions, entries_of, times_of
+from ..harness.results import load
+from ..harness.tables import conditions, entries_of, times_of, write_each
+from ..harness.timing import Timing, speedup
 from .models import MODELS
 from .norms import LABELS, PARTIAL
 from .plots import plot_curves, plot_gradients, plot_reductions
@@ -339,9 +340,7 @@ def write(path: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``argv``: paths of results files."""
-    for path in sys.argv[1:] if argv is None else argv:
-        print(write(Path(path)))
-    return 0
+    return write_each(write, argv)
 
 
 if __name__ == "__main__":

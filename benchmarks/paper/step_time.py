@@ -1,7 +1,7 @@
 """Time of a training step of each model with each norm, and the share of it that is normalisation.
 
 A step is forward, loss, backward and Adam. Adam's own time, which no norm changes, is measured
-beside it. All contenders live in one process and take turns (benchmarks.harness.measure).
+beside it. All contenders live in one process and take turns (benchmarks.harness.timing.measure).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from ..harness import Contender, measure, time_cuda, time_host
+from ..harness.timing import Contender, measure, time_cuda, time_host
 from .models import MODELS
 from .norms import make_norm
 

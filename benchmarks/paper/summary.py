@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..harness import Timing
+from ..harness.timing import Timing
 
 __all__ = ["Spread", "mean_curve", "reduction", "spread"]
 

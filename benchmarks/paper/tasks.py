@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..language import LANGUAGE_MODELS, corpus, random_batch
+from .language import LANGUAGE_MODELS, corpus, random_batch
 from .models import convpool_cnn, dna_cnn, rnnsearch, vit
 from .norms import MakeNorm
 

@@ -1,5 +1,5 @@
 // What the kernels take from CUDA, and the one place that tells nvcc from a host compiler, for which
-// the emulator in tests/simt plays the device.
+// the emulator in tests/kernels/simt plays the device.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

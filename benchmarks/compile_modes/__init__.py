@@ -1,0 +1,1 @@
+"""What torch.compile makes of the norms in context."""

@@ -1,0 +1,1 @@
+"""Instructions per element of the CPU kernels, counted, not timed."""
