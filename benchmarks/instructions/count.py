@@ -69,6 +69,8 @@ def count(driver: Path, kernels: str, scratch: Path, *stepped: str) -> dict[str,
             if name and summary:
                 total[name[1]] = int(summary[1])
     else:
-        pairs = (line.rsplit(": ", 1) for line in _run(driver, kernels, "step", *stepped).splitlines())
+        pairs = (
+            line.rsplit(": ", 1) for line in _run(driver, kernels, "step", *stepped).splitlines()
+        )
         total = {name: int(n) for name, n in pairs}
     return {name: round(total[name] / n, 3) for name, n in elements.items() if name in total}

@@ -15,7 +15,6 @@ from kernel_builds import build
 
 from benchmarks.instructions import count as instructions
 
-
 # What is stepped through takes its time: one case of each kind of loop.
 STEPPED = ("forward bf16 64x4096", "forward fp32 80x1000", "backward fp32 64x4096")
 
