@@ -123,7 +123,8 @@ def test_a_kernelized_model_is_the_swapped_one(family: str, dtype: torch.dtype, 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled(backend: str):
-    """As one graph, with our operator in it. aot_eager: the bits of eager mode."""
+    """As one graph, with our operator in it. aot_eager: the bits of eager mode, in whatever the
+    original model has them too (on some processors its matrix products do not)."""
     torch.compiler.reset()
     model = kernelize(make_model())
     expected = logits_and_gradients(model)
@@ -134,7 +135,16 @@ def test_compiled(backend: str):
     ran = profiled(lambda: logits_and_gradients(model, compiled))
     assert ran["fused_rmsnorm::rms_norm_fwd"] == ran["fused_rmsnorm::rms_norm_bwd"] == 5
     if backend == "aot_eager":
-        assert_same_bits(got, expected)
+        original = make_model()
+        plain = logits_and_gradients(original)
+        alike = map(
+            same_bits,
+            logits_and_gradients(original, torch.compile(original, backend=backend)),
+            plain,
+        )
+        kept = [i for i, same in enumerate(alike) if same]
+        assert 0 in kept
+        assert_same_bits([got[i] for i in kept], [expected[i] for i in kept])
     for a, e in zip(got, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-5)
 
