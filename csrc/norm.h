@@ -66,25 +66,33 @@ struct Backward {
   void* workspace = nullptr;   // as many bytes as the backend's backward_workspace() says, any content
 };
 
-// What the kernels' library exports; everything else in it is hidden.
+// What the kernels' library exports; everything else in it is hidden. To the linker this is C: plain names
+// (a reference is a pointer there) with the version of the structs in them, so that no other version of
+// these kernels in the same process is ever taken for this one.
+static_assert(sizeof(Rows) == 40 && sizeof(Forward) == 176 && sizeof(Backward) == 216,
+              "Another layout, or another meaning: count up the version in the names below");
 #pragma GCC visibility push(default)
 
 // CPU. The caller owns the threads: it splits rows, chunks and columns over them as it likes, and
 // the bits of every result are the same for every split.
 namespace cpu {
 
-const char* capability();  // "AVX512", "AVX2", "NEON" or "baseline"; capped by ATEN_CPU_CAPABILITY
+// "AVX512", "AVX2", "NEON" or "baseline"; capped by ATEN_CPU_CAPABILITY
+const char* capability() __asm__("fused_rmsnorm_v1_cpu_capability");
 
-void forward(const Forward&, int64_t row_begin, int64_t row_end);
-int64_t forward_grain(const Forward&);  // rows below which a second thread does not pay
+void forward(const Forward&, int64_t row_begin, int64_t row_end) __asm__("fused_rmsnorm_v1_cpu_forward");
+// Rows below which a second thread does not pay.
+int64_t forward_grain(const Forward&) __asm__("fused_rmsnorm_v1_cpu_forward_grain");
 
 // Backward runs in two steps: every chunk of rows writes its dx and its own fp32 partial of dw and
 // db into the workspace; then columns of the partials are added in chunk order. With neither dw
 // nor db wanted there is nothing to merge. Chunks depend on (rows, n) only, never on threads.
-int64_t backward_workspace(const Backward&);  // bytes
-int64_t backward_chunks(const Backward&);
-void backward(const Backward&, int64_t chunk_begin, int64_t chunk_end);
-void backward_merge(const Backward&, int64_t col_begin, int64_t col_end);
+int64_t backward_workspace(const Backward&) __asm__("fused_rmsnorm_v1_cpu_backward_workspace");  // bytes
+int64_t backward_chunks(const Backward&) __asm__("fused_rmsnorm_v1_cpu_backward_chunks");
+void backward(const Backward&, int64_t chunk_begin,
+              int64_t chunk_end) __asm__("fused_rmsnorm_v1_cpu_backward");
+void backward_merge(const Backward&, int64_t col_begin,
+                    int64_t col_end) __asm__("fused_rmsnorm_v1_cpu_backward_merge");
 
 }  // namespace cpu
 
@@ -92,9 +100,10 @@ void backward_merge(const Backward&, int64_t col_begin, int64_t col_end);
 // forward and backward return nullptr, or a message that says what was launched and what failed.
 namespace cuda {
 
-int64_t backward_workspace(const Backward&);  // bytes; current device
-const char* forward(const Forward&, void* stream);
-const char* backward(const Backward&, void* stream);
+// Bytes, on the current device.
+int64_t backward_workspace(const Backward&) __asm__("fused_rmsnorm_v1_cuda_backward_workspace");
+const char* forward(const Forward&, void* stream) __asm__("fused_rmsnorm_v1_cuda_forward");
+const char* backward(const Backward&, void* stream) __asm__("fused_rmsnorm_v1_cuda_backward");
 
 }  // namespace cuda
 

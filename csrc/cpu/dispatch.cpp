@@ -1,5 +1,9 @@
 // The entry points of the CPU backend: which instruction set, how rows are cut, when to stream.
 // This file is compiled without instruction set flags.
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -63,8 +67,9 @@ bool can_stream(int64_t n, int64_t element_bytes) { return n * element_bytes >= 
 #if defined(__x86_64__)
 bool supported(const Kernels& k) {
   __builtin_cpu_init();
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  unsigned a, b, features = 0, d;
+  __get_cpuid(1, &a, &b, &features, &d);  // clang 14's __builtin_cpu_supports does not know f16c
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (features & bit_F16C);
   if (&k == &avx2_kernels) return avx2;
   if (&k == &avx512_kernels) {
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -57,11 +57,20 @@ struct Native<float> : NativeBase<float> {
   _mm_sfence();
 #endif
 }
+// These lanes of a (0 to 3) and b (4 to 7).
+template <unsigned... lanes>
+[[gnu::always_inline]] inline Vec<float> pick(Vec<float> a, Vec<float> b) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, lanes...);
+#else  // g++ 11
+  return __builtin_shuffle(a, b, Words{lanes...});
+#endif
+}
 [[gnu::always_inline]] inline Pack<float> even_odd(Pack<float> v) {
-  return {__builtin_shufflevector(v.a, v.b, 0, 2, 4, 6), __builtin_shufflevector(v.a, v.b, 1, 3, 5, 7)};
+  return {pick<0, 2, 4, 6>(v.a, v.b), pick<1, 3, 5, 7>(v.a, v.b)};
 }
 [[gnu::always_inline]] inline Pack<float> natural(Pack<float> v) {
-  return {__builtin_shufflevector(v.a, v.b, 0, 4, 1, 5), __builtin_shufflevector(v.a, v.b, 2, 6, 3, 7)};
+  return {pick<0, 4, 1, 5>(v.a, v.b), pick<2, 6, 3, 7>(v.a, v.b)};
 }
 
 template <>

@@ -99,7 +99,7 @@ def test_python_imports_torch_and_itself_only() -> None:
 def test_layers_are_a_forward_and_nothing_else() -> None:
     tree = ast.parse((TORCH_EXT / "layers.py").read_text())
     layers = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-    assert [layer.name for layer in layers] == ["RMSNorm", "GemmaRMSNorm"]
+    assert [layer.name for layer in layers] == ["RMSNorm", "GemmaRMSNorm", "RMSNormGated"]
     for layer in layers:
         methods = [n.name for n in layer.body if isinstance(n, ast.FunctionDef)]
         variables = {t.id for n in layer.body if isinstance(n, ast.Assign) for t in n.targets}
@@ -228,3 +228,43 @@ def test_layers_do_what_they_replace(hub: ModuleType) -> None:
         module.forward = ours.forward.__get__(module)
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(given), y2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["silu", "sigmoid"])
+def test_gated_layer_does_what_it_replaces(hub: ModuleType, activation: str) -> None:
+    act = getattr(torch.nn.functional, activation)
+
+    class Gated(torch.nn.Module):
+        """silu as in Qwen3-Next, sigmoid as in Kimi Linear."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.rand(96) + 0.5)
+            self.variance_epsilon, self.activation = 1e-5, activation
+
+        def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+            wide = x.float()
+            wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+            if activation == "silu":
+                wide = self.weight * wide.to(x.dtype)
+            else:
+                wide = self.weight.float() * wide
+            return (wide * act(gate.float())).to(x.dtype)
+
+    module = Gated().bfloat16()
+    leaves = [torch.randn(4, 7, 96).bfloat16().requires_grad_() for _ in range(2)]
+    results = []
+    for forward in (Gated.forward, hub.layers.RMSNormGated.forward):
+        y = forward(module, *leaves)
+        inputs = (*leaves, module.weight)
+        results.append((y, *torch.autograd.grad(y.float().sin().sum(), inputs)))
+    (y, *gradients), (y2, *gradients2) = results
+    torch.testing.assert_close(y2, y, rtol=2**-6, atol=2**-9)
+    # One in three has another bit with the other rounding.
+    assert (y2 != y).float().mean() < 0.02
+    for theirs, ours in zip(gradients, gradients2, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2**-5, atol=2**-5)
+    module.forward = hub.layers.RMSNormGated.forward.__get__(module)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*leaves), y2)
