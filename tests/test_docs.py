@@ -39,7 +39,8 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 torch.manual_seed(0)
 document = Document.parse(sys.argv[1], PythonCodeBlockParser())
 if sys.argv[1].endswith("README.md"):
-    document.namespace["model"] = torch.nn.Sequential(torch.nn.Linear(8, 4096), torch.nn.RMSNorm(4096))
+    layers = torch.nn.Linear(8, 4096), torch.nn.RMSNorm(4096)
+    document.namespace["model"] = torch.nn.Sequential(*layers)
 examples = list(document.examples())
 for example in examples:
     example.evaluate()
@@ -77,7 +78,7 @@ def test_the_code_runs(page: str, tmp_path: Path) -> None:
     assert int(count) >= len(re.findall(r"^\s*```python", TEXTS[page], re.MULTILINE))
 
 
-# -- what they name ----------------------------------------------------------------------------------
+# -- what they name --------------------------------------------------------------------------------
 
 FOLDERS = (
     *("benchmarks", "cmake", "conda", "csrc", "docs", "examples", "python", "release"),
@@ -147,7 +148,7 @@ def test_tests_are_named_beside_their_files() -> None:
     assert wrong == []
 
 
-# -- the site ----------------------------------------------------------------------------------------
+# -- the site --------------------------------------------------------------------------------------
 
 
 def test_every_page_is_in_the_menu() -> None:
@@ -187,7 +188,7 @@ def test_every_plot_is_shown() -> None:
     assert shown == {path.stem for path in DOCS.glob("plots/*.svg")}
 
 
-# -- figures in the text -----------------------------------------------------------------------------
+# -- figures in the text ---------------------------------------------------------------------------
 
 
 def committed(name: str) -> dict:
