@@ -141,7 +141,7 @@ def test_tests_are_named_beside_their_files() -> None:
     wrong = []
     sources = {path.stem: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
     for page, text in TEXTS.items():
-        for file, listed in re.findall(r"`?(test_\w+)`?: ((?:`test_\w+`(?:, )?)+)", text):
+        for file, listed in re.findall(r"`?(test_\w+)`?:\s+((?:`test_\w+`(?:,\s+)?)+)", text):
             for name in re.findall(r"test_\w+", listed):
                 if f"def {name}(" not in sources.get(file, ""):
                     wrong.append((page, file, name))
