@@ -188,6 +188,38 @@ def test_every_plot_is_shown() -> None:
     assert shown == {path.stem for path in DOCS.glob("plots/*.svg")}
 
 
+QUICK = {(1, 128), (32, 512), (80, 1000), (512, 1024), (4096, 4096), (4096, 4097)}
+
+
+def test_curves_are_drawn_where_sizes_were_measured(tmp_path: Path) -> None:
+    """A quick run has too few sizes for curves over rows and N, a full one has them."""
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    from benchmarks.norms_cases import FULL_SHAPES
+    from benchmarks.plots import norms, style
+
+    path = RESULTS / "intel-xeon-2-cores-avx512" / "norms.json"
+    quick = json.loads(path.read_text())
+    entries = quick["entries"]
+    quick["entries"] = {
+        key: e for key, e in entries.items() if (e.get("rows"), e.get("n")) in QUICK
+    }
+    few, many = tmp_path / "few.json", tmp_path / "many.json"
+    few.write_text(json.dumps(quick))
+    with pytest.raises(style.NotMeasured, match="too few sizes"):
+        norms.curves(tmp_path / "few.svg", few)
+    for dtype in ("float32", "bfloat16"):
+        for direction in ("forward", "forward+backward"):
+            like = entries[f"speed/2t/{dtype}/4096x4096/{direction}"]
+            for rows, n in FULL_SHAPES:
+                entry = {**like, "rows": rows, "n": n}
+                quick["entries"][f"speed/2t/{dtype}/{rows}x{n}/{direction}"] = entry
+    many.write_text(json.dumps(quick))
+    norms.curves(tmp_path / "many.svg", many)
+    assert "drawn from" in (tmp_path / "many.svg").read_text()
+    source = style.Source(many)
+    assert len(norms.chosen(source, "speed", "float32", "forward")) == len(QUICK)
+
+
 # -- figures in the text ---------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from . import compiled, models, norms
+from .style import NotMeasured
 
 PLOTS = {**norms.PLOTS, **models.PLOTS, **compiled.PLOTS}
 FOLDER = Path(__file__).parents[2] / "docs" / "plots"
@@ -21,8 +22,12 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for name, draw in PLOTS.items():
         if not options.names or name in options.names:
-            draw(options.out / f"{name}.svg")
-            print(options.out / f"{name}.svg")
+            try:
+                draw(options.out / f"{name}.svg")
+            except NotMeasured as why:
+                print(f"not drawn: {why}")
+            else:
+                print(options.out / f"{name}.svg")
 
 
 if __name__ == "__main__":

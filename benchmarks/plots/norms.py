@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..harness import RESULTS, Timing, speedup
+from ..norms_cases import QUICK_SHAPES
 from ..report import conditions, entries_of, times_of
-from .style import CONTENDERS, INK, MACHINE, Source, figure, finish
+from .style import CONTENDERS, INK, MACHINE, NotMeasured, Source, figure, finish
 
 __all__ = ["PLOTS"]
 
@@ -23,15 +24,21 @@ def shape(e: dict[str, Any]) -> str:
     return f"{e['rows']}×{e['n']}"
 
 
-def chosen(source: Source, kind: str, dtype: str, direction: str) -> list[dict[str, Any]]:
-    """Plain cases, from small to large."""
+def chosen(
+    source: Source, kind: str, dtype: str, direction: str, *, grid: bool = False
+) -> list[dict[str, Any]]:
+    """Plain cases with all threads, from small to large; of a full run the quick one's, or all."""
     found = [
         e
         for e in entries_of(source.data, kind)
         if (e["dtype"], e["direction"]) == (dtype, direction)
         and (e.get("weight", "same"), e.get("layout", "contiguous")) == ("same", "contiguous")
     ]
-    return sorted(found, key=lambda e: e["rows"] * e["n"])
+    most = max((e["threads"] for e in found), default=0)
+    found = [e for e in found if e["threads"] == most]
+    if not grid and len(found) > len(QUICK_SHAPES):
+        found = [e for e in found if (e["rows"], e["n"]) in QUICK_SHAPES]
+    return sorted(found, key=lambda e: (e["rows"] * e["n"], e["n"]))
 
 
 def share_of_copy(e: dict[str, Any], t: Timing, times: dict[str, Timing]) -> float:
@@ -64,7 +71,7 @@ def speed(path: Path, results: Path = MACHINE / "norms.json") -> None:
             for name in ("torch_rms_norm", "compiled_rms_norm", "torch_layer_norm", "rms_norm"):
                 points = [
                     (i, share_of_copy(e, times[name], times))
-                    for i, (e, times) in enumerate((e, times_of(e)) for e in cases)
+                    for i, (e, times) in enumerate(timed(cases))
                     if name in times
                 ]
                 if points:
@@ -85,6 +92,52 @@ def speed(path: Path, results: Path = MACHINE / "norms.json") -> None:
 
 def speed_one_thread(path: Path) -> None:
     speed(path, MACHINE / "one-thread" / "norms.json")
+
+
+LARGE = 1 << 22  # elements: beyond L2
+FIXED_N = 1024
+
+
+def curves(path: Path, results: Path = MACHINE / "norms.json") -> None:
+    """Share of a copy's speed against N, of large inputs, and against rows, at one N.
+
+    Raises:
+        NotMeasured: fewer than four points of a curve: the results are of a quick run.
+    """
+    source = Source(results)
+    fig, axes = figure(2, 2, (9.5, 7.0), sharey=True)
+    ways = {
+        "n": (
+            lambda e: e["rows"] * e["n"] >= LARGE,
+            f"N, in inputs of {LARGE >> 20} M numbers or more",
+        ),
+        "rows": (lambda e: e["n"] == FIXED_N, f"rows of {FIXED_N}"),
+    }
+    for row, direction in zip(axes, DIRECTIONS, strict=True):
+        for axis, (what, (belongs, label)) in zip(row, ways.items(), strict=True):
+            for dtype, style in (("bfloat16", "-"), ("float32", ":")):
+                cases = [
+                    e for e in chosen(source, "speed", dtype, direction, grid=True) if belongs(e)
+                ]
+                cases.sort(key=lambda e: e[what])
+                if len({e[what] for e in cases}) < 4:
+                    raise NotMeasured(f"{path.name}: too few sizes in {results.name} (a full run?)")
+                for name in ("torch_rms_norm", "torch_layer_norm", "rms_norm"):
+                    shown = [(e[what], share_of_copy(e, t[name], t)) for e, t in timed(cases)]
+                    label_ = f"{CONTENDERS[name].label}, {DTYPES[dtype]}"
+                    look = {"linestyle": style, "label": label_, **fill(name, dtype)}
+                    draw_line(axis, name, *zip(*shown, strict=True), **look)
+            axis.axhline(100, color=INK, linewidth=1, linestyle="--", label="the fastest copy")
+            axis.set_xscale("log", base=2)
+            axis.set_title(direction.replace("+", " + "))
+            axis.set_xlabel(label)
+            axis.set_ylim(bottom=0)
+        row[0].set_ylabel("% of a copy's bytes per second")
+    finish(fig, path, [source], conditions(source.data), columns=3)
+
+
+def timed(cases: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Timing]]]:
+    return [(e, times_of(e)) for e in cases]
 
 
 def fill(name: str, dtype: str) -> dict[str, Any]:
@@ -296,6 +349,7 @@ def instructions(path: Path) -> None:
 PLOTS = {
     "speed": speed,
     "speed-one-thread": speed_one_thread,
+    "curves": curves,
     "ratios": ratios,
     "latency": latency,
     "memory": memory,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ..harness import RESULTS
 from ..optional import pyplot
 
-__all__ = ["CONTENDERS", "INK", "MACHINE", "Look", "Source", "figure", "finish", "label_of"]
+__all__ = ["CONTENDERS", "INK", "MACHINE", "Look", "NotMeasured", "Source", "figure", "finish"]
 
 MACHINE = RESULTS / "intel-xeon-2-cores-avx512"
 INK = "#7d8794"  # of text and axes: about the same contrast on white and on black
@@ -38,9 +38,8 @@ CONTENDERS = {
 }
 
 
-def label_of(name: str) -> str:
-    """Of a contender, for legends."""
-    return CONTENDERS[name].label
+class NotMeasured(Exception):
+    """The results do not have what a plot shows."""
 
 
 class Source:
@@ -54,7 +53,8 @@ class Source:
     @property
     def stamp(self) -> str:
         """Name and digest: a test compares it with the file, so that no plot stays behind."""
-        name = self.path.relative_to(RESULTS).as_posix()
+        inside = self.path.is_relative_to(RESULTS)
+        name = self.path.relative_to(RESULTS).as_posix() if inside else self.path.name
         return f"{name} {hashlib.sha256(self.text.encode()).hexdigest()[:16]}"
 
 
