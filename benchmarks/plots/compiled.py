@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..harness import RESULTS
+from ..harness.results import RESULTS
 from .style import INK, Source, figure, finish
 
 __all__ = ["PLOTS"]

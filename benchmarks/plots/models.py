@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..harness import Timing
+from ..harness.tables import conditions, entries_of, times_of
+from ..harness.timing import Timing
 from ..models.families import FAMILIES
 from ..models.report import WORKS
 from ..paper.models import MODELS
 from ..paper.summary import mean_curve, reduction
 from ..paper.tasks import TASKS
-from ..report import conditions, entries_of, times_of
 from .style import CONTENDERS, INK, MACHINE, Source, figure, finish
 
 __all__ = ["PLOTS"]

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..harness import RESULTS, Timing, speedup
-from ..norms_cases import QUICK_SHAPES
-from ..report import conditions, entries_of, times_of
+from ..harness.results import RESULTS
+from ..harness.tables import conditions, entries_of, times_of
+from ..harness.timing import Timing, speedup
+from ..norms.cases import QUICK_SHAPES
 from .style import CONTENDERS, INK, MACHINE, NotMeasured, Source, figure, finish
 
 __all__ = ["PLOTS"]

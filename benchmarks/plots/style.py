@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..harness import RESULTS
-from ..optional import pyplot
+from ..harness.optional import pyplot
+from ..harness.results import RESULTS
 
 __all__ = ["CONTENDERS", "INK", "MACHINE", "Look", "NotMeasured", "Source", "figure", "finish"]
 

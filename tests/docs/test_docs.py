@@ -194,7 +194,7 @@ QUICK = {(1, 128), (32, 512), (80, 1000), (512, 1024), (4096, 4096), (4096, 4097
 def test_curves_are_drawn_where_sizes_were_measured(tmp_path: Path) -> None:
     """A quick run has too few sizes for curves over rows and N, a full one has them."""
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    from benchmarks.norms_cases import FULL_SHAPES
+    from benchmarks.norms.cases import FULL_SHAPES
     from benchmarks.plots import norms, style
 
     path = RESULTS / "intel-xeon-2-cores-avx512" / "norms.json"
@@ -267,9 +267,9 @@ def test_figures_of_the_model() -> None:
 
 def test_the_papers_table_beside_ours() -> None:
     """Each line of paper.md's table is made from the results."""
+    from benchmarks.harness.tables import entries_of, times_of
     from benchmarks.paper.models import MODELS
     from benchmarks.paper.report import published, saved
-    from benchmarks.report import entries_of, times_of
 
     for e in entries_of(committed("intel-xeon-2-cores-avx512/paper_scale_1.json"), "time"):
         times = times_of(e)
