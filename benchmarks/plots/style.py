@@ -12,7 +12,17 @@ from typing import Any, NamedTuple
 from ..harness.optional import pyplot
 from ..harness.results import RESULTS
 
-__all__ = ["CONTENDERS", "INK", "MACHINE", "Look", "NotMeasured", "Source", "figure", "finish"]
+__all__ = [
+    "COLOURS",
+    "CONTENDERS",
+    "INK",
+    "MACHINE",
+    "Look",
+    "NotMeasured",
+    "Source",
+    "figure",
+    "finish",
+]
 
 MACHINE = RESULTS / "intel-xeon-2-cores-avx512"
 INK = "#7d8794"  # of text and axes: about the same contrast on white and on black
@@ -35,6 +45,15 @@ CONTENDERS = {
     "compiled_rms_norm": Look("F.rms_norm, compiled", "#2a9d6f", "v"),
     "composed": Look("LayerNorm of elementary operations", "#a9744f", "P"),
     "none": Look("no norm at all", INK, "x"),
+}
+# The same norms under the names that other results have for them, and larger fractions of pRMSNorm.
+COLOURS = {
+    **{name: look.colour for name, look in CONTENDERS.items()},
+    "layer_norm": CONTENDERS["torch_layer_norm"].colour,
+    "layer_norm_composed": CONTENDERS["composed"].colour,
+    "prms_norm_12.5": "#c9a227",
+    "prms_norm_25": "#a3a13a",
+    "prms_norm_50": "#7f9a4e",
 }
 
 
