@@ -29,37 +29,47 @@ NEEDS = {
 }
 
 
-# In a process of its own: pages start process groups, and trainers that keep a state for ever.
+def lacks(page: str) -> list[str]:
+    """Packages that the page's code needs and that are not here."""
+    wanted = [package for words, package in NEEDS.items() if words in TEXTS[page]]
+    return [package for package in wanted if importlib.util.find_spec(package) is None]
+
+
+# Pages of plain torch share a process, which is what most of their time goes to.
+ALONE = [page for page in WITH_CODE if any(words in TEXTS[page] for words in NEEDS)]
+GROUPS = [*([page] for page in ALONE), [page for page in WITH_CODE if page not in ALONE]]
+
+# Not in this process: pages start process groups, and trainers that keep a state for ever.
 RUN = """
 import sys
 import torch
 from sybil.document import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-torch.manual_seed(0)
-document = Document.parse(sys.argv[1], PythonCodeBlockParser())
-if sys.argv[1].endswith("README.md"):
-    layers = torch.nn.Linear(8, 4096), torch.nn.RMSNorm(4096)
-    document.namespace["model"] = torch.nn.Sequential(*layers)
-examples = list(document.examples())
-for example in examples:
-    example.evaluate()
-print("blocks:", len(examples))
+for page in sys.argv[1:]:
+    torch.manual_seed(0)
+    document = Document.parse(page, PythonCodeBlockParser())
+    if page.endswith("README.md"):
+        layers = torch.nn.Linear(8, 4096), torch.nn.RMSNorm(4096)
+        document.namespace["model"] = torch.nn.Sequential(*layers)
+    examples = list(document.examples())
+    for example in examples:
+        example.evaluate()
+    print("blocks:", len(examples))
 """
 
 
-@pytest.mark.parametrize("page", WITH_CODE)
-def test_the_code_runs(page: str, tmp_path: Path) -> None:
-    """Every Python block, one after the other, with the names of those before it.
+@pytest.mark.parametrize("pages", GROUPS, ids=lambda pages: pages[0] if len(pages) == 1 else "rest")
+def test_the_code_runs(pages: list[str], tmp_path: Path) -> None:
+    """Every Python block of a page, one after the other, with the names of those before it.
 
     Blocks in HTML comments (``<!-- invisible-code-block: python``) make what readers have: a model.
     """
     pytest.importorskip("sybil", reason="sybil is not installed")
-    for words, package in NEEDS.items():
-        if words in TEXTS[page] and importlib.util.find_spec(package) is None:
-            pytest.skip(f"the page's code needs {package}")
+    if missing := [package for page in pages for package in lacks(page)]:
+        pytest.skip(f"the code of {', '.join(pages)} needs {', '.join(missing)}")
     done = subprocess.run(
-        [sys.executable, "-c", RUN, str(ROOT / page)],
+        [sys.executable, "-c", RUN, *(str(ROOT / page) for page in pages)],
         cwd=tmp_path,
         env={
             **os.environ,
@@ -74,8 +84,9 @@ def test_the_code_runs(page: str, tmp_path: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (count,) = re.findall(r"blocks: (\d+)", done.stdout)
-    assert int(count) >= len(re.findall(r"^\s*```python", TEXTS[page], re.MULTILINE))
+    run = [int(count) for count in re.findall(r"blocks: (\d+)", done.stdout)]
+    written = [len(re.findall(r"^\s*```python", TEXTS[page], re.MULTILINE)) for page in pages]
+    assert all(r >= w > 0 for r, w in zip(run, written, strict=True))
 
 
 # -- what they name --------------------------------------------------------------------------------
