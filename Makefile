@@ -35,7 +35,7 @@ $(shell mkdir -p $(STAMPS); echo '$(SETTINGS)' | cmp -s - $(STAMPS)/settings || 
 endif
 ENSURE = $(PY) requirements/ensure.py
 
-.PHONY: build bench bench-full paper models gpu test dist wheel matrix lint format clean
+.PHONY: build bench bench-full paper models gpu test docs plots dist wheel matrix lint format clean
 
 build: $(STAMPS)/built
 
@@ -63,6 +63,19 @@ gpu: | $(READY)
 
 test: $(STAMPS)/built $(STAMPS)/requirements-test $(STAMPS)/benchmarks-requirements
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+# The documentation, as a site in build/site. It needs neither torch nor the build, and has an environment
+# of its own; a warning is an error. mkdocs-material gets fixes until May 2027; zensical, by the same people, reads
+# mkdocs.yml, too.
+DOCS_PY := $(CURDIR)/build/docs-env/bin/python
+docs: | $(DOCS_PY)
+	$(DOCS_PY) requirements/ensure.py requirements/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(DOCS_PY) -m mkdocs build --strict
+	@echo "the documentation: build/site/index.html"
+
+# The plots of the documentation, from the committed results: docs/plots
+plots: $(STAMPS)/benchmarks-requirements
+	$(PY) -m benchmarks.plots
 
 # The wheel fits this Python and this torch, and GPUs from sm_80 on, also if it is built where torch has
 # no CUDA; FUSED_RMSNORM_CUDA=0 makes one for CPUs. The system's CMake serves, too: what is needed is
@@ -103,6 +116,9 @@ clean:
 $(CURDIR)/.venv/bin/python:
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+
+$(DOCS_PY):
+	$(PYTHON) -m venv --system-site-packages build/docs-env
 
 $(STAMPS)/requirements-%: requirements/%.txt requirements/build.txt | $(READY)
 	$(ENSURE) $<

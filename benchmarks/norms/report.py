@@ -17,6 +17,7 @@ from ..harness.optional import pyplot
 from ..harness.results import load
 from ..harness.tables import conditions, entries_of, ratio, spread, table, times_of, write_each
 from ..harness.timing import Timing, speedup
+from ..plots.style import COLOURS
 
 LABELS = {
     "add_rms_norm": "add_rms_norm (ours)",
@@ -162,7 +163,7 @@ def plot_speed(data: dict[str, Any], path: Path) -> None:
         ]
         for inside in (False, True):  # the noise
             chosen = [(r or 1.0, y) for r, y in points if (r is None) == inside]
-            color = f"C{offset}"
+            color = COLOURS[peer]
             axis.scatter(
                 [r for r, _ in chosen],
                 [y for _, y in chosen],
@@ -204,8 +205,9 @@ def plot_learning(data: dict[str, Any], path: Path) -> None:
                 for i in range(len(losses))
             ]
             step = times_of(e)[name].median
-            by_step.plot(smooth, label=LABELS[name], linewidth=1.2)
-            by_time.plot([i * step for i in range(len(smooth))], smooth, linewidth=1.2)
+            by_step.plot(smooth, color=COLOURS[name], label=LABELS[name], linewidth=1.2)
+            seconds = [i * step for i in range(len(smooth))]
+            by_time.plot(seconds, smooth, color=COLOURS[name], linewidth=1.2)
         by_step.set(title=e["model"], xlabel="step", ylabel="training loss")
         by_time.set(title=e["model"], xlabel="seconds (median step)")
         by_step.legend(fontsize=8)

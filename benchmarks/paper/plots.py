@@ -10,6 +10,7 @@ from typing import Any
 from ..harness.optional import pyplot
 from ..harness.tables import conditions, entries_of, times_of
 from ..harness.timing import Timing
+from ..plots.style import COLOURS
 from .models import MODELS
 from .norms import LABELS
 from .summary import mean_curve, reduction
@@ -34,7 +35,7 @@ def plot_reductions(data: dict[str, Any], path: Path) -> None:
                 for i, times in enumerate(map(times_of, entries))
                 if ours in times and opponent in times
             ]
-            _bars(axis, shown, LABELS[ours])
+            _bars(axis, shown, ours)
             if opponent == "layer_norm_composed":
                 _published(axis, entries, ours, offset)
         axis.axvline(0, color="black", linewidth=0.8)
@@ -48,12 +49,13 @@ def plot_reductions(data: dict[str, Any], path: Path) -> None:
     plt.close(fig)
 
 
-def _bars(axis: Any, shown: Sequence[tuple[float, Timing, Timing]], label: str) -> None:
+def _bars(axis: Any, shown: Sequence[tuple[float, Timing, Timing]], name: str) -> None:
     if shown:
         widths = [100 * reduction(ours, theirs) for _, ours, theirs in shown]
         noise = [100 * max(ours.noise, theirs.noise) for _, ours, theirs in shown]
         places = [place for place, _, _ in shown]
-        axis.barh(places, widths, 0.32, xerr=noise, label=label, error_kw={"linewidth": 0.8})
+        look = {"color": COLOURS[name], "label": LABELS[name], "error_kw": {"linewidth": 0.8}}
+        axis.barh(places, widths, 0.32, xerr=noise, **look)
 
 
 def _published(axis: Any, entries: Sequence[dict[str, Any]], ours: str, offset: float) -> None:
@@ -80,7 +82,8 @@ def plot_curves(data: dict[str, Any], path: Path) -> None:
         runs = [e for e in entries if e["task"] == task]
         for norm in runs[0]["curves"]:
             curve = mean_curve([e["curves"][norm] for e in runs])
-            axis.plot(*zip(*curve, strict=True), label=LABELS[norm], linewidth=1.2)
+            look = {"color": COLOURS[norm], "label": LABELS[norm], "linewidth": 1.2}
+            axis.plot(*zip(*curve, strict=True), **look)
         axis.set(title=TASKS[task].title, xlabel="step", ylabel="training loss", yscale="log")
     axes.flat[0].legend(fontsize=7)
     fig.suptitle(f"{conditions(data)}, {data['options']['seeds']} seeds", fontsize=9)
