@@ -37,7 +37,8 @@ __device__ __forceinline__ T narrow(Acc<T> v) {
 }
 
 // a * b + c with one rounding. Compiled without -fmad: which products and sums a compiler would fuse is
-// its own choice in each kernel, and the bits of a row must not hang on the kernel that its alignment picks.
+// its own choice in each kernel, and the bits of a row must not depend on the kernel that its alignment
+// picks.
 __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 

@@ -1,12 +1,12 @@
 """What torch.jit.script compiles in place of the modules.
 
-TorchScript reads source, and a small part of Python only; the modules' own ``forward`` is written
-to be quick in eager mode instead. torch.jit.script asks a module for a stand-in by
+TorchScript reads source, and only a small part of Python; the modules' own ``forward`` is written
+to be quick in eager mode. torch.jit.script asks a module for a stand-in by
 ``__prepare_scriptable__`` and, in a model that holds the module, leaves the stand-in there: so it
 shares the parameters, is an RMSNorm as well, and does the same when Python calls it.
 """
 
-# No `from __future__ import annotations`: TorchScript evaluates those of a class, not strings.
+# No `from __future__ import annotations`: TorchScript evaluates a class's annotations, not strings.
 from typing import Optional
 
 import torch
