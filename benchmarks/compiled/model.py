@@ -1,4 +1,4 @@
-"""How long a row takes on a GPU if a single resource were the limit. A model, good to about 20 %."""
+"""How long a row takes on a GPU if one resource were the only limit. A model, good to some 20 %."""
 
 from collections.abc import Mapping
 from typing import Any
