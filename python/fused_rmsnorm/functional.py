@@ -124,7 +124,7 @@ def rms_norm(
         b = in_groups(bias, shape, group_size, "bias")
     op = _rms_norm if _is_compiling() else _eager.rms_norm
     y = op(rows, w, b, eps, p, weight_offset, casting_mode)
-    return y if rows is input else y.view(input.shape)
+    return y if rows is input else y.reshape(input.shape)
 
 
 def composite_rms_norm(
@@ -169,7 +169,7 @@ def composite_rms_norm(
         b = in_groups(bias, shape, group_size, "bias")
     op = _rms_norm_composite if _is_compiling() else _eager.composite_rms_norm
     y = op(rows, w, b, eps, p, weight_offset, casting_mode)
-    return y if rows is input else y.view(input.shape)
+    return y if rows is input else y.reshape(input.shape)
 
 
 def add_rms_norm(
@@ -227,7 +227,7 @@ def add_rms_norm(
         b = in_groups(bias, shape, group_size, "bias")
     op = _add_rms_norm if _is_compiling() else _eager.add_rms_norm
     y, s = op(rows, residual_rows, w, b, eps, p, weight_offset, casting_mode)
-    return (y, s) if rows is input else (y.view(input.shape), s.view(input.shape))
+    return (y, s) if rows is input else (y.reshape(input.shape), s.reshape(input.shape))
 
 
 def add_rms_norm_(
@@ -353,7 +353,7 @@ def rms_norm_gated(
             in_groups(bias, shape, group_size, "bias"),
         )
     y = op(*args, activation, norm_before_gate, eps, p, weight_offset, casting_mode)
-    return y if args[0] is input else y.view(input.shape)
+    return y if args[0] is input else y.reshape(input.shape)
 
 
 def composite_rms_norm_gated(
@@ -407,4 +407,4 @@ def composite_rms_norm_gated(
             in_groups(bias, shape, group_size, "bias"),
         )
     y = op(*args, activation, norm_before_gate, eps, p, weight_offset, casting_mode)
-    return y if args[0] is input else y.view(input.shape)
+    return y if args[0] is input else y.reshape(input.shape)
