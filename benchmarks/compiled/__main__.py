@@ -28,7 +28,7 @@ ARCHITECTURES = (90, 80)
 
 def main(argv: list[str] | None = None) -> None:
     """Writes counts.json and counts.md into ``--output``."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compiled", description=__doc__)
     parser.add_argument("--only", default="", help="names that hold this text")
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args(argv)

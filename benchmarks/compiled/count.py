@@ -1,4 +1,4 @@
-"""What a row costs in a kernel: the difference of two calls with different numbers of rows."""
+"""The cost of a row in a kernel: the difference of two calls with different numbers of rows."""
 
 import os
 import re

@@ -1,5 +1,4 @@
-"""Bytes in flight: how much a thread has asked memory for before it has to wait for the first of
-it."""
+"""Bytes in flight: how much a thread has requested from memory before it waits for the first."""
 
 from collections.abc import Iterable, Mapping
 

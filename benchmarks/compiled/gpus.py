@@ -6,8 +6,8 @@ blocks, registers and shared memory of a multiprocessor).
 
 Assumed, and said so in every report:
 - MEMORY_SHARE of the published memory bandwidth can be had. torch.clone on an H100 moves 3003 of
-3350 GB/s
-  (quack's published benchmark), a copy on an H200 4.3 of 4.8 TB/s (measured): 0.896 both times.
+  3350 GB/s (quack's published benchmark), a copy on an H200 4.3 of 4.8 TB/s (measured): 0.896 both
+  times.
 - L2 serves L2_BYTES per clock and multiprocessor: 5.5 TB/s were measured on an H100 PCIe (114
   multiprocessors, 1755 MHz; Chips and Cheese, July 2023). Other GPUs are scaled from that one; but
   L2 is at least L2_OVER_MEMORY as fast as the memory behind it, as an H200's is by that scale. It

@@ -1,4 +1,4 @@
-"""How long a row takes on a GPU if one resource alone took time. A model, good to perhaps 20 %."""
+"""How long a row takes on a GPU if one resource were the only limit. A model, good to some 20 %."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -2,8 +2,8 @@
 
 Both write into memory that is there already and use as many of torch's threads as torch would.
 torch.clone allocates, and copies with torch's own vector loop; glibc's memcpy writes past the
-caches above a size that depends on the machine; the third always does. copies.cpp is compiled here
-at first use.
+caches above a size that depends on the machine; the non-temporal copy always does. copies.cpp is
+compiled at first use.
 """
 
 from __future__ import annotations

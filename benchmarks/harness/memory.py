@@ -1,10 +1,10 @@
-"""Memory: what a norm keeps between forward and backward, and on a GPU the peak of a step.
+"""Bytes that autograd keeps between forward and backward, and on a GPU the peak of a call.
 
-Counted is every storage that autograd saves for the backward, by torch's saved-tensor hooks: once
-however many views of it are saved, in full however small the view. Not counted are the storages of
-the inputs and the parameters, which live anyway. An output counts if it is saved: the sum of a
-residual add is, in every variant, and as the next residual it would live anyway, too. What the
-allocator rounds up to and what a kernel needs while it runs is only in the peak, which a GPU has.
+Every storage that autograd saves for the backward is counted, by torch's saved-tensor hooks: once
+however many views of it are saved, and in full however small the view. The storages of inputs and
+parameters are not counted, since they live anyway. An output counts if it is saved: the sum of a
+residual add is, in every variant, although it would live as the next residual anyway. What the
+allocator rounds up to, and what a kernel needs while it runs, is in the peak only, which a GPU has.
 """
 
 from __future__ import annotations

@@ -17,7 +17,10 @@ from .count import COUNTED, DRIVER, KEPT, build, compiler, count, missing
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.instructions",
+        description=__doc__.splitlines()[0] if __doc__ else None,
+    )
     parser.add_argument("--write", action="store_true", help=f"keep the counts in {KEPT.name}")
     args = parser.parse_args(argv)
     folder = DRIVER.parents[2] / "build" / "cpu-kernels-plain"

@@ -7,9 +7,9 @@ prefill    the pass of a prompt, for the next token's logits (of T5 the encoder'
 decode     one token after that prompt, with a static cache
 train      forward, loss, backward and Adam on one sequence; also the bytes kept for the backward
 
-Compiled are the rows in bf16; all of them with --compiled float32 bfloat16. All variants share
-their parameters, live in one process and take turns. bf16: the whole model,
-Adam's state too, in bf16.
+Only the rows in bf16 are compiled; --compiled float32 bfloat16 compiles all of them. All variants
+share their parameters, live in one process and take turns. In the rows in bf16 the whole model and
+Adam's state are in bf16.
 
 Writes models.json into benchmarks/results/<hardware>/ and, from it, models.md and models.png.
 Ctrl-C keeps what is done; the same command goes on from there.

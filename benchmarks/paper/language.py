@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import training
-from .cells import GRU
+from .gru_lstm import GRU
 from .models.transformer import Layer, positions
 from .norms import MakeNorm
 

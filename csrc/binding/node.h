@@ -70,7 +70,7 @@ inline auto members(GatedOptions& o) {
 // Node with kEdges inputs in the forward. A derived class supplies its name and its work:
 //   static constexpr const char* kName;
 //   static variable_list backward(const Options&, const variable_list& grads, Unpack, const Wanted&);
-// The work is a function of its arguments and not a method, for compiled autograd calls it without
+// The work is a function of its arguments and not a method: compiled autograd calls it without
 // the Node: what it traces are tensors of no known shape, so it records a call of `backward` with
 // everything that the Node holds, and the compiler runs that on the right shapes later.
 template <class Derived, int kSaved, int kEdges, class Options = Options>

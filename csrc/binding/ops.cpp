@@ -228,7 +228,7 @@ void register_compositions(torch::Library& m) {
 }  // namespace
 
 FUSED_RMSNORM_LIBRARY_IMPL(CompositeImplicitAutograd, m) { register_compositions(m); }
-// The same under vmap, which else would call each of them once for every sample.
+// The same under vmap, which would otherwise call each of them once per sample.
 FUSED_RMSNORM_LIBRARY_IMPL(FuncTorchBatchedDecomposition, m) { register_compositions(m); }
 
 }  // namespace fused_rmsnorm

@@ -90,7 +90,7 @@ __device__ __forceinline__ void store_pieces(T* p, Vec<T, V>& from) {
 }
 
 // Columns begin ... end - 1 of a row of any alignment, read in vectors that may start anywhere; the
-// others read as zero. With odd N seven rows of eight are unaligned: reading the aligned pieces round
+// others read as zero. With odd N seven rows of eight are unaligned: reading the aligned pieces around
 // a vector (the second of which is the neighbour's first, so in L1) and shifting takes two wide reads
 // where elements would take eight. Elements are read only where a piece would leave the columns.
 template <class T, int V>

@@ -1,8 +1,17 @@
-// Weight and bias of the columns that a thread works on.
+// The types of a kernel of aligned rows; weight and bias of the columns that a thread works on.
 #pragma once
 #include "access.cuh"
 
 namespace fused_rmsnorm::cuda {
+
+// Of a kernel of aligned rows, in either direction.
+template <class X_, class W_>
+struct RowTypes {
+  using X = X_;  // and of y and dy
+  using W = W_;
+  using T = Acc<X>;
+  static constexpr int V = 16 / sizeof(X);
+};
 
 // Columns c ... of a vector of n elements, of x's dtype or of the arithmetic type: one kernel of unaligned
 // rows serves both.

@@ -24,9 +24,9 @@ const char* launch_backward_rows(const Backward& b, const Plan& p, void* stream)
                     : launch<backward_rows<Types, kShape, false, kCluster>>(how, stream, b, p.cluster, ahead);
       };
       if constexpr (sizeof(X) == 2) {
-        if (b.w_dtype != b.x_dtype) return run(BackwardTypes<X, float>{});
+        if (b.w_dtype != b.x_dtype) return run(RowTypes<X, float>{});
       }
-      return run(BackwardTypes<X, X>{});
+      return run(RowTypes<X, X>{});
     }
   }
   if constexpr (sizeof(X) == 2) {

@@ -15,14 +15,6 @@
 
 namespace fused_rmsnorm::cuda {
 
-template <class X_, class W_>
-struct BackwardTypes {
-  using X = X_;  // and of dy
-  using W = W_;
-  using T = Acc<X>;
-  static constexpr int V = 16 / sizeof(X);
-};
-
 // Adds to the dot product of g and x.
 template <class T, int V>
 __device__ __forceinline__ T dot_of(const T (&x)[V], const T (&dy)[V], const T (&scale)[V], T dot) {

@@ -1,12 +1,12 @@
-// A sum over very many terms of one thread.
+// One thread's sum of very many terms, with an error that does not grow with their number.
 #pragma once
 #include "vec.cuh"
 
 namespace fused_rmsnorm::cuda {
 
 // 32 terms are added one after the other, then 32 such sums, and so on: of m <= 2^20 terms each goes
-// through at most 4 * 32 additions. One running sum would round m times, and stand still when it has
-// grown to 2^24 terms. The count is the same for all threads of a warp but at the end.
+// through at most 4 * 32 additions. One running sum would round m times, and stop growing at
+// 2^24 terms. The count is the same for all threads of a warp, except at the end.
 template <class T>
 class Fold {
  public:

@@ -24,9 +24,9 @@ const char* launch_forward_rows(const Forward& f, const Plan& p, void* stream) {
                    : launch<forward_rows<Types, kShape, false, kCluster>>(how, stream, f, p.cluster);
       };
       if constexpr (sizeof(X) == 2) {
-        if (f.w_dtype != f.x_dtype) return run(ForwardTypes<X, float>{});
+        if (f.w_dtype != f.x_dtype) return run(RowTypes<X, float>{});
       }
-      return run(ForwardTypes<X, X>{});
+      return run(RowTypes<X, X>{});
     }
   }
   how.shared_bytes += p.rows_per_block * Image<X, kShape, 16 / sizeof(X), kCluster>::kBytes;

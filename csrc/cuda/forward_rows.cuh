@@ -9,14 +9,6 @@
 
 namespace fused_rmsnorm::cuda {
 
-template <class X_, class W_>
-struct ForwardTypes {
-  using X = X_;  // and of y
-  using W = W_;
-  using T = Acc<X>;
-  static constexpr int V = 16 / sizeof(X);
-};
-
 // x + residual, rounded to x's dtype.
 template <class X, int V>
 __device__ __forceinline__ void add(Vec<X, V>& x, const Vec<X, V>& residual) {

@@ -1,4 +1,4 @@
-// Unaligned rows, on their way through shared memory.
+// How unaligned rows pass through shared memory.
 //
 // A block copies the aligned 16-byte pieces of a row into shared memory as they lie, asynchronously;
 // after a barrier any thread reads any columns of it. So the sums go by the columns that the launch

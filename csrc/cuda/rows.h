@@ -1,4 +1,5 @@
-// What the host finds out about the rows of a call before it launches a kernel.
+// What the host finds out about the rows of a call before it launches a kernel: whether they are
+// aligned, and the multiplication that stands for the division of a row's number.
 #pragma once
 #include "plan.h"
 

@@ -2,6 +2,7 @@
 
 from . import _library as _library  # first: it loads the operators that the others name
 from . import functional
+from . import scripting as scripting  # tells the modules what torch.jit.script compiles
 from ._after_import import import_after
 from ._build_info import build_info
 from ._info import launch_plan

@@ -114,30 +114,17 @@ def rms_norm(
             casting_mode=casting_mode,
         )
     shape = as_shape(normalized_shape)
-    if group_size is not None:
-        grouped = rms_norm(
-            in_groups(input, shape, group_size, "input"),
-            group_size,
-            in_groups(weight, shape, group_size, "weight"),
-            eps,
-            bias=in_groups(bias, shape, group_size, "bias"),
-            p=p,
-            weight_offset=weight_offset,
-            casting_mode=casting_mode,
-        )
-        return grouped.view(input.shape)
-    rows = rows_of(input, shape, "input")
+    if group_size is None:
+        rows = rows_of(input, shape, "input")
+        w = flat(weight, shape, "weight")
+        b = flat(bias, shape, "bias")
+    else:
+        rows = in_groups(input, shape, group_size, "input")
+        w = in_groups(weight, shape, group_size, "weight")
+        b = in_groups(bias, shape, group_size, "bias")
     op = _rms_norm if _is_compiling() else _eager.rms_norm
-    y = op(
-        rows,
-        flat(weight, shape, "weight"),
-        flat(bias, shape, "bias"),
-        eps,
-        p,
-        weight_offset,
-        casting_mode,
-    )
-    return y if rows is input else y.view(input.shape)
+    y = op(rows, w, b, eps, p, weight_offset, casting_mode)
+    return y if rows is input else y.reshape(input.shape)
 
 
 def composite_rms_norm(
@@ -172,30 +159,17 @@ def composite_rms_norm(
             casting_mode=casting_mode,
         )
     shape = as_shape(normalized_shape)
-    if group_size is not None:
-        grouped = composite_rms_norm(
-            in_groups(input, shape, group_size, "input"),
-            group_size,
-            in_groups(weight, shape, group_size, "weight"),
-            eps,
-            bias=in_groups(bias, shape, group_size, "bias"),
-            p=p,
-            weight_offset=weight_offset,
-            casting_mode=casting_mode,
-        )
-        return grouped.view(input.shape)
-    rows = rows_of(input, shape, "input")
+    if group_size is None:
+        rows = rows_of(input, shape, "input")
+        w = flat(weight, shape, "weight")
+        b = flat(bias, shape, "bias")
+    else:
+        rows = in_groups(input, shape, group_size, "input")
+        w = in_groups(weight, shape, group_size, "weight")
+        b = in_groups(bias, shape, group_size, "bias")
     op = _rms_norm_composite if _is_compiling() else _eager.composite_rms_norm
-    y = op(
-        rows,
-        flat(weight, shape, "weight"),
-        flat(bias, shape, "bias"),
-        eps,
-        p,
-        weight_offset,
-        casting_mode,
-    )
-    return y if rows is input else y.view(input.shape)
+    y = op(rows, w, b, eps, p, weight_offset, casting_mode)
+    return y if rows is input else y.reshape(input.shape)
 
 
 def add_rms_norm(
@@ -241,32 +215,19 @@ def add_rms_norm(
             casting_mode=casting_mode,
         )
     shape = as_shape(normalized_shape)
-    if group_size is not None:
-        y, s = add_rms_norm(
-            in_groups(input, shape, group_size, "input"),
-            in_groups(residual, shape, group_size, "residual"),
-            group_size,
-            in_groups(weight, shape, group_size, "weight"),
-            eps,
-            bias=in_groups(bias, shape, group_size, "bias"),
-            p=p,
-            weight_offset=weight_offset,
-            casting_mode=casting_mode,
-        )
-        return y.view(input.shape), s.view(input.shape)
-    rows = rows_of(input, shape, "input")
+    if group_size is None:
+        rows = rows_of(input, shape, "input")
+        residual_rows = rows_of(residual, shape, "residual")
+        w = flat(weight, shape, "weight")
+        b = flat(bias, shape, "bias")
+    else:
+        rows = in_groups(input, shape, group_size, "input")
+        residual_rows = in_groups(residual, shape, group_size, "residual")
+        w = in_groups(weight, shape, group_size, "weight")
+        b = in_groups(bias, shape, group_size, "bias")
     op = _add_rms_norm if _is_compiling() else _eager.add_rms_norm
-    y, s = op(
-        rows,
-        rows_of(residual, shape, "residual"),
-        flat(weight, shape, "weight"),
-        flat(bias, shape, "bias"),
-        eps,
-        p,
-        weight_offset,
-        casting_mode,
-    )
-    return (y, s) if rows is input else (y.view(input.shape), s.view(input.shape))
+    y, s = op(rows, residual_rows, w, b, eps, p, weight_offset, casting_mode)
+    return (y, s) if rows is input else (y.reshape(input.shape), s.reshape(input.shape))
 
 
 def add_rms_norm_(
@@ -308,30 +269,17 @@ def add_rms_norm_(
     shape = as_shape(normalized_shape)
     rows = rows_in_place(input, shape, "input")
     residual_rows = rows_in_place(residual, shape, "residual")
-    if group_size is not None:
-        add_rms_norm_(
-            in_groups(rows, (rows.size(-1),), group_size, "input"),
-            in_groups(residual_rows, (rows.size(-1),), group_size, "residual"),
-            group_size,
-            in_groups(weight, shape, group_size, "weight"),
-            eps,
-            bias=in_groups(bias, shape, group_size, "bias"),
-            p=p,
-            weight_offset=weight_offset,
-            casting_mode=casting_mode,
-        )
-        return input, residual
+    if group_size is None:
+        w = flat(weight, shape, "weight")
+        b = flat(bias, shape, "bias")
+    else:
+        row = (rows.size(-1),)
+        rows = in_groups(rows, row, group_size, "input")
+        residual_rows = in_groups(residual_rows, row, group_size, "residual")
+        w = in_groups(weight, shape, group_size, "weight")
+        b = in_groups(bias, shape, group_size, "bias")
     op = _add_rms_norm_ if _is_compiling() else _eager.add_rms_norm_
-    op(
-        rows,
-        residual_rows,
-        flat(weight, shape, "weight"),
-        flat(bias, shape, "bias"),
-        eps,
-        p,
-        weight_offset,
-        casting_mode,
-    )
+    op(rows, residual_rows, w, b, eps, p, weight_offset, casting_mode)
     return input, residual
 
 
@@ -405,7 +353,7 @@ def rms_norm_gated(
             in_groups(bias, shape, group_size, "bias"),
         )
     y = op(*args, activation, norm_before_gate, eps, p, weight_offset, casting_mode)
-    return y if args[0] is input else y.view(input.shape)
+    return y if args[0] is input else y.reshape(input.shape)
 
 
 def composite_rms_norm_gated(
@@ -459,4 +407,4 @@ def composite_rms_norm_gated(
             in_groups(bias, shape, group_size, "bias"),
         )
     y = op(*args, activation, norm_before_gate, eps, p, weight_offset, casting_mode)
-    return y if args[0] is input else y.view(input.shape)
+    return y if args[0] is input else y.reshape(input.shape)

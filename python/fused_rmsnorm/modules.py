@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Literal
 
@@ -18,6 +19,9 @@ from .nested import of_each_sequence
 __all__ = ["AddRMSNorm", "CompileMode", "PRMSNorm", "RMSNorm", "RMSNormGated"]
 
 CompileMode = Literal["opaque", "fuse"]
+
+# Module -> what torch.jit.script compiles in its place; scripting.py puts them here.
+STAND_INS: dict[type[RMSNorm], type[RMSNorm]] = {}
 
 
 class RMSNorm(nn.RMSNorm):
@@ -121,10 +125,16 @@ class RMSNorm(nn.RMSNorm):
         )
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """Asked for by torch.jit.script."""
-        from .scripting import scriptable
+        """What torch.jit.script compiles instead: a stand-in that shares the parameters.
 
-        return scriptable(self)
+        A class derived from one of this package has none, and has to script by itself.
+        """
+        stand_in = STAND_INS.get(type(self))
+        if stand_in is None:
+            return self
+        twin = copy.copy(self)
+        twin.__class__ = stand_in
+        return twin
 
     def extra_repr(self) -> str:
         """What torch.nn.RMSNorm prints, and after it what differs from its behaviour."""

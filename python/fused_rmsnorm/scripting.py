@@ -1,22 +1,21 @@
 """What torch.jit.script compiles in place of the modules.
 
-TorchScript reads source, and a small part of Python only; the modules' own ``forward`` is written
-to be quick in eager mode instead. torch.jit.script asks a module for a stand-in by
+TorchScript reads source, and only a small part of Python; the modules' own ``forward`` is written
+to be quick in eager mode. torch.jit.script asks a module for a stand-in by
 ``__prepare_scriptable__`` and, in a model that holds the module, leaves the stand-in there: so it
 shares the parameters, is an RMSNorm as well, and does the same when Python calls it.
 """
 
-# No `from __future__ import annotations`: TorchScript evaluates those of a class, not strings.
-import copy
+# No `from __future__ import annotations`: TorchScript evaluates a class's annotations, not strings.
 from typing import Optional
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._ops import ops
-from .modules import AddRMSNorm, PRMSNorm, RMSNorm, RMSNormGated
+from .modules import STAND_INS, AddRMSNorm, PRMSNorm, RMSNorm, RMSNormGated
 
-__all__ = ["ScriptableAddRMSNorm", "ScriptableRMSNorm", "ScriptableRMSNormGated", "scriptable"]
+__all__ = ["ScriptableAddRMSNorm", "ScriptableRMSNorm", "ScriptableRMSNormGated"]
 
 
 def _rows(t: Tensor, dims: int, group_size: Optional[int]) -> Tensor:  # noqa: UP045
@@ -108,19 +107,11 @@ class ScriptableRMSNormGated(RMSNormGated):
         return y.view(input.shape)
 
 
-_STAND_INS: dict[type, type[RMSNorm]] = {
-    RMSNorm: ScriptableRMSNorm,
-    PRMSNorm: ScriptableRMSNorm,
-    AddRMSNorm: ScriptableAddRMSNorm,
-    RMSNormGated: ScriptableRMSNormGated,
-}
-
-
-def scriptable(module: RMSNorm) -> nn.Module:
-    """The stand-in of a module of this package; a class derived from it has to script by itself."""
-    stand_in = _STAND_INS.get(type(module))
-    if stand_in is None:
-        return module
-    twin = copy.copy(module)
-    twin.__class__ = stand_in
-    return twin
+STAND_INS.update(
+    {
+        RMSNorm: ScriptableRMSNorm,
+        PRMSNorm: ScriptableRMSNorm,
+        AddRMSNorm: ScriptableAddRMSNorm,
+        RMSNormGated: ScriptableRMSNormGated,
+    }
+)

@@ -1,5 +1,4 @@
-"""Contracts 1, 2 and 5 of the design, by bits: batch-invariant rows, deterministic gradients, and
-inputs that are never written."""
+"""Batch-invariant rows, deterministic gradients, and inputs that are never written: all by bits."""
 
 import functools
 import os
@@ -105,7 +104,7 @@ def test_any_alignment(device, dtype, n):
 )
 def test_large_outputs(device, rows, n, dtype):
     """From 8 MiB a thread on, the CPU kernels write parts of one result past the caches and parts
-    with ordinary stores, as they are timed: no bit may hang on which part is which."""
+    with ordinary stores, as they are timed: no bit may depend on which part is which."""
     args = inputs(rows, n, dtype, device)
     x, w, b, dy = args
     torch.set_num_threads(1)

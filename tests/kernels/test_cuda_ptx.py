@@ -118,7 +118,7 @@ def test_registers_leave_the_plan_its_blocks(compiled: Build, source: str, targe
         assert kernel.registers * threads * blocks <= 65536, kernel
         aligned = serves_aligned_rows_only(kernel.name)
         assert not (aligned and "backward_rows" in kernel.name) or threads * blocks == 512, kernel
-        plain = re.search(r"forward_rowsI\w*ForwardTypesI(\w+?)EELi(\d+)ELb0ELb0E", kernel.name)
+        plain = re.search(r"forward_rowsI\w*RowTypesI(\w+?)EELi(\d+)ELb0ELb0E", kernel.name)
         if plain:
             wide_weight = plain[1].endswith("f") and plain[1] != "ff"
             several_rows = int(plain[2]) < 4  # the shapes of plan.h with more than one in flight

@@ -22,7 +22,7 @@ from benchmarks.compiled.worker import begin, counts_of
 
 FILE = RESULTS / "counts.json"
 WRITTEN: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
-# The counts hang on nothing but the PTX, so they repeat exactly. Half a percent lets a compiler's
+# The counts depend on nothing but the PTX, so they repeat exactly. Half a percent lets a compiler's
 # patch pass.
 TOLERANCE = 0.005
 EXACT = ("kernel", "threads of a block", "cluster", "bytes read", "bytes written")

@@ -1,4 +1,4 @@
-"""The interpreter in ptx: what a device would stop at, or answer with garbage, is told."""
+"""The interpreter in ptx reports what would stop a device, or make it answer with garbage."""
 
 import numpy as np
 import pytest

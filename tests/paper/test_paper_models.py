@@ -14,7 +14,7 @@ pytest.importorskip("benchmarks.paper", reason="needs the repository's root on t
 
 from tiny_models import tiny
 
-from benchmarks.paper.cells import GRU, LSTM
+from benchmarks.paper.gru_lstm import GRU, LSTM
 from benchmarks.paper.models import MODELS, speech
 from benchmarks.paper.norms import EPS, LABELS, NORMS, make_norm
 

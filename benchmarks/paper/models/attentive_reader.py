@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cells import LSTM, bidirectional
+from ..gru_lstm import LSTM, bidirectional
 from ..norms import MakeNorm
 
 __all__ = ["AttentiveReader", "Sizes", "batch", "scaled"]

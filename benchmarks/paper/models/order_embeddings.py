@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cells import GRU
+from ..gru_lstm import GRU
 from ..norms import MakeNorm
 
 __all__ = ["OrderEmbeddings", "Sizes", "batch", "scaled"]

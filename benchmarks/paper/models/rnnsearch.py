@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..cells import GRU, bidirectional
+from ..gru_lstm import GRU, bidirectional
 from ..norms import MakeNorm, normalised
 
 __all__ = ["RNNSearch", "Sizes", "batch", "scaled"]

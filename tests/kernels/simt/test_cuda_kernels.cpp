@@ -165,9 +165,10 @@ void bits(Checker& check, Dtype x, int percent) {
         copy(again.weight, b.weight), copy(again.rstd, b.rstd);
         simt::schedule = static_cast<int>(random.below(8));
         run(check, moved, again.args(), grid);
-        check.that(again.dx.same_bytes(b.dx) && (!s.dw || again.dw.same_bytes(b.dw)) &&
-                       (!s.db || again.db.same_bytes(b.db)),
-                   [&] { return on_device("backward") + ": gradients hang on the layout, " + s.describe(); });
+        check.that(
+            again.dx.same_bytes(b.dx) && (!s.dw || again.dw.same_bytes(b.dw)) &&
+                (!s.db || again.db.same_bytes(b.db)),
+            [&] { return on_device("backward") + ": gradients depend on the layout, " + s.describe(); });
       }
     }
   }

@@ -1,4 +1,4 @@
-"""Recurrent layers with normalised projections, step by step as the paper's models run them."""
+"""The paper's GRU and LSTM: recurrent layers with normalised projections, run step by step."""
 
 from __future__ import annotations
 
