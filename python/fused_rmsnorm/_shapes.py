@@ -117,6 +117,7 @@ def in_groups(
     """``t`` with its last ``len(shape)`` dimensions made two: groups, and elements of a group."""
     if t is None:
         return None
+    check_tensor(t, name)
     rows = rows_of(t, shape, name)
     n = rows.size(-1)
     return rows.unflatten(-1, (n // checked_group_size(group_size, n), group_size))
