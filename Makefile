@@ -35,7 +35,7 @@ $(shell mkdir -p $(STAMPS); echo '$(SETTINGS)' | cmp -s - $(STAMPS)/settings || 
 endif
 ENSURE = $(PY) requirements/ensure.py
 
-.PHONY: build bench bench-full paper models gpu test dist wheel matrix lint format clean
+.PHONY: build bench bench-full paper models gpu test fuzz dist wheel matrix lint format clean
 
 build: $(STAMPS)/built
 
@@ -63,6 +63,11 @@ gpu: | $(READY)
 
 test: $(STAMPS)/built $(STAMPS)/requirements-test $(STAMPS)/benchmarks-requirements
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+# Random calls of everything public, judged by the definition. FUZZ_ARGS, e.g. --seed 7 --calls 100000,
+# --sanitize (under AddressSanitizer and UBSan), --soak (training for --seconds): docs/broken.md
+fuzz: $(STAMPS)/built $(STAMPS)/requirements-test
+	$(PY) -m fuzz $(FUZZ_ARGS)
 
 # The wheel fits this Python and this torch, and GPUs from sm_80 on, also if it is built where torch has
 # no CUDA; FUSED_RMSNORM_CUDA=0 makes one for CPUs. The system's CMake serves, too: what is needed is

@@ -12,6 +12,7 @@ import json
 import logging
 import mmap
 import os
+import re
 import signal
 import struct
 import sys
@@ -51,7 +52,7 @@ class Told:
 
     def __init__(self) -> None:
         self.at = mmap.mmap(-1, 16)
-        self.file = tempfile.NamedTemporaryFile("w+", suffix=".jsonl")  # noqa: SIM115
+        self.file = tempfile.NamedTemporaryFile("a+", suffix=".jsonl")  # noqa: SIM115
         self.errors = tempfile.NamedTemporaryFile("w+", suffix=".txt")  # noqa: SIM115
 
     def start(self, index: int) -> None:
@@ -61,8 +62,8 @@ class Told:
         return struct.unpack("qd", self.at[:])
 
     def say(self, line: Any) -> None:
-        with open(self.file.name, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
 
     def lines(self) -> list[Any]:
         return [json.loads(line) for line in Path(self.file.name).read_text().splitlines()]
@@ -70,10 +71,8 @@ class Told:
     def last_words(self) -> str:
         """The lines that say what happened: a sanitizer's, else the last of the standard error."""
         lines = Path(self.errors.name).read_text(errors="replace").strip().splitlines()
-        telling = [
-            n for n in lines if "ERROR:" in n or "runtime error" in n or " #" in n or "==" in n
-        ]
-        return "\n  ".join((telling or lines[-12:])[:40])
+        telling = [n for n in lines if re.search(r"ERROR:|runtime error| in .* csrc/", n)]
+        return "\n  ".join(line.strip()[:200] for line in (telling[:8] or lines[-12:]))
 
 
 def judged(call: Spec) -> str | None:
@@ -128,37 +127,27 @@ def run(first: int, count: int, seconds: float) -> tuple[collections.Counter[str
     while index < first + count and time.monotonic() < deadline:
 
         def work(index: int = index) -> None:
-            mine: collections.Counter[str] = collections.Counter()
             for i in range(index, first + count):
                 if time.monotonic() > deadline:
                     break
                 told.start(i)
-                call = draw_call(i)
-                text = judged(call)
-                mine["skipped" if text == SKIPPED else "calls"] += 1
-                if text != SKIPPED:
-                    mine[f"target {call['target']}"] += 1
-                    mine[f"way {call['way']}"] += 1
-                if text not in (None, SKIPPED):
-                    told.say({"index": i, "text": text})
-                if (i - index) % 50 == 49:
-                    told.say({"counts": mine})
-                    mine = collections.Counter()
-            told.say({"counts": mine})
+                told.say({"index": i, "text": judged(draw_call(i))})
 
         told.start(index)
         ended = in_a_fork(told, work, deadline)
         if ended is None:
             break
         index = told.where()[0]
-        findings.append(Finding(draw_call(index), ended))
-        counts["calls"] += 1
+        told.say({"index": index, "text": ended})
         index += 1
     for line in told.lines():
-        if "counts" in line:
-            counts.update(line["counts"])
-        else:
-            findings.append(Finding(draw_call(line["index"]), line["text"]))
+        call, text = draw_call(line["index"]), line["text"]
+        counts["skipped" if text == SKIPPED else "calls"] += 1
+        if text != SKIPPED:
+            counts[f"target {call['target']}"] += 1
+            counts[f"way {call['way']}"] += 1
+            if text is not None:
+                findings.append(Finding(call, text))
     return counts, findings
 
 
