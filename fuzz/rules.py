@@ -153,7 +153,7 @@ def shapes(call: Spec, verdict: Verdict) -> None:
             if not isinstance(known, int) or isinstance(known, bool):
                 verdict.faults |= set(args)
                 return
-            if known < 1 or total % known:
+            if known < 1 or known >= 1 << 63 or total % known:
                 verdict.faults |= set(args)
                 return
     if not input:

@@ -1,6 +1,6 @@
 """Training for minutes: a small model with its norms replaced, in steps that differ in batch,
-length, autocast, checkpointing and compilation. Memory has to stay flat, and every loss what it is with
-torch's own norms."""
+length, autocast, checkpointing and compilation. Memory has to stay flat, and every loss what it is
+with torch's own norms."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from fused_rmsnorm import AddRMSNorm, RMSNorm, replace_rms_norm_
 
 WIDTH, LAYERS, WORDS = 64, 3, 101
+FIELDS = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks")
+FIELDS += ("fordblks", "keepcost")
 
 
 class Block(nn.Module):
@@ -68,21 +70,7 @@ def allocated() -> int:
     """Bytes that malloc has handed out and not got back."""
 
     class Mallinfo2(ctypes.Structure):
-        _fields_ = [
-            (name, ctypes.c_size_t)
-            for name in [
-                "arena",
-                "ordblks",
-                "smblks",
-                "hblks",
-                "hblkhd",
-                "usmblks",
-                "fsmblks",
-                "uordblks",
-                "fordblks",
-                "keepcost",
-            ]
-        ]
+        _fields_ = [(name, ctypes.c_size_t) for name in FIELDS]
 
     gc.collect()
     mallinfo2 = ctypes.CDLL(None).mallinfo2

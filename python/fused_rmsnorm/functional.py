@@ -125,7 +125,7 @@ def rms_norm(
             weight_offset=weight_offset,
             casting_mode=casting_mode,
         )
-        return grouped.view(input.shape)
+        return grouped.reshape(input.shape)
     rows = rows_of(input, shape, "input")
     op = _rms_norm if _is_compiling() else _eager.rms_norm
     y = op(
@@ -137,7 +137,7 @@ def rms_norm(
         weight_offset,
         casting_mode,
     )
-    return y if rows is input else y.view(input.shape)
+    return y if rows is input else y.reshape(input.shape)
 
 
 def composite_rms_norm(
@@ -183,7 +183,7 @@ def composite_rms_norm(
             weight_offset=weight_offset,
             casting_mode=casting_mode,
         )
-        return grouped.view(input.shape)
+        return grouped.reshape(input.shape)
     rows = rows_of(input, shape, "input")
     op = _rms_norm_composite if _is_compiling() else _eager.composite_rms_norm
     y = op(
@@ -195,7 +195,7 @@ def composite_rms_norm(
         weight_offset,
         casting_mode,
     )
-    return y if rows is input else y.view(input.shape)
+    return y if rows is input else y.reshape(input.shape)
 
 
 def add_rms_norm(
@@ -253,7 +253,7 @@ def add_rms_norm(
             weight_offset=weight_offset,
             casting_mode=casting_mode,
         )
-        return y.view(input.shape), s.view(input.shape)
+        return y.reshape(input.shape), s.reshape(input.shape)
     rows = rows_of(input, shape, "input")
     op = _add_rms_norm if _is_compiling() else _eager.add_rms_norm
     y, s = op(
@@ -266,7 +266,7 @@ def add_rms_norm(
         weight_offset,
         casting_mode,
     )
-    return (y, s) if rows is input else (y.view(input.shape), s.view(input.shape))
+    return (y, s) if rows is input else (y.reshape(input.shape), s.reshape(input.shape))
 
 
 def add_rms_norm_(
@@ -405,7 +405,7 @@ def rms_norm_gated(
             in_groups(bias, shape, group_size, "bias"),
         )
     y = op(*args, activation, norm_before_gate, eps, p, weight_offset, casting_mode)
-    return y if args[0] is input else y.view(input.shape)
+    return y if args[0] is input else y.reshape(input.shape)
 
 
 def composite_rms_norm_gated(
@@ -459,4 +459,4 @@ def composite_rms_norm_gated(
             in_groups(bias, shape, group_size, "bias"),
         )
     y = op(*args, activation, norm_before_gate, eps, p, weight_offset, casting_mode)
-    return y if args[0] is input else y.view(input.shape)
+    return y if args[0] is input else y.reshape(input.shape)
