@@ -6,6 +6,7 @@
     case.py       a call as a function of its tensors
     ways.py       how it is called: by threads, under fake tensors, in place, ...
     derivatives.py   with gradients, second ones, tangents, under vmap
+    others.py     what takes no tensors: the swaps of norms, the launch plan
     oracle.py     the definition in fp64, and how far from it is right
     check.py      one call judged
     server.py     many calls in processes of their own: a crash costs one, and is shrunk

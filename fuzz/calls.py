@@ -56,6 +56,9 @@ TARGETS = {
     "ops.rms_norm_gated_bwd": Target("gated_backward", GATED_BACKWARD, kernel=True),
 }
 
+# What takes no tensors: others.py.
+OTHERS = ("other.launch_plan", "other.replace_rms_norm_", "other.replace_layer_norm_")
+
 LAYOUTS = (
     "contiguous",
     "contiguous",
@@ -307,9 +310,50 @@ def overlap(draw: Draw, call: Spec) -> None:
         args.update(normalized_shape=n, group_size=None)
 
 
+def draw_other(draw: Draw) -> Spec:
+    """Of launch_plan: any numbers and names. Of the swaps: a model, as a list of what it holds."""
+    name = draw.of(OTHERS)
+    if name == "other.launch_plan":
+        sizes = (
+            1,
+            64,
+            4096,
+            1 << 20,
+            1 << 48,
+            (1 << 48) + 1,
+            (1 << 63) - 1,
+            1 << 70,
+            0,
+            -1,
+            2.5,
+            "8",
+        )
+        args = {
+            "n": draw.of((*sizes, 2.5, "8"))
+            if draw.chance(0.6)
+            else draw.number(1, 1 << draw.number(1, 48)),
+            "dtype": draw.of((*REAL, *REAL, "int8", "", 3, None)),
+            "arch": draw.of((75, 80, 90, 90, 100, 120, 0, -1, 10**6, 1 << 40, "90")),
+            "backward": draw.of((True, False, "yes")),
+            "grad_dtype": draw.of((None, None, *REAL, "int8", 2)),
+        }
+    else:
+        parts = ("rms", "rms64", "layer", "linear", "ours", "subclass", "hooked", "again", "odd")
+        args = {
+            "parts": [draw.of(parts) for _ in range(draw.number(0, 6))],
+            "model": draw.of(("model",) * 8 + ("list", "none", "tensor", "norm")),
+            "filter_fn": draw.of((None,) * 6 + ("none of them", "all", "raises", "number")),
+        }
+        if name.endswith("layer_norm_"):
+            args["p"] = draw.of((None, None, 0.5, 1.0, 0.0, 2.0, float("nan"), "0.5", True))
+    return {"target": name, "args": args, "way": "plain"}
+
+
 def draw_call(seed: int) -> Spec:
     """The call of this seed: always the same one."""
     draw = Draw(seed)
+    if draw.chance(0.04):
+        return {**draw_other(draw), "seed": seed}
     name = draw.of(TARGETS)
     call = valid_call(draw, name)
     target = TARGETS[name]

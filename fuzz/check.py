@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
+from functools import partial
 
-from . import arguments, rules
+from . import arguments, others, rules
 from .calls import Spec
 from .case import TORCHS_OWN, Case, Raised
 from .ways import WAYS
@@ -19,15 +21,23 @@ INTERNAL = re.compile(r"INTERNAL ASSERT|_ASSERT FAILED|Please report a bug")
 
 def check(call: Spec) -> str | None:
     """Raises nothing but what kills the process."""
+    if call["target"].startswith("other."):
+        verdict = rules.Verdict()
+        plan = call["target"] == "other.launch_plan"
+        return outcome(partial(others.check_plan if plan else others.check_swap, call), verdict)
     try:
         args = arguments.materialise(call)
     except arguments.Impossible:
         return SKIPPED
     verdict = rules.judge(call)
+    return outcome(lambda verdict: WAYS[call["way"]](Case(call, args)), verdict)
+
+
+def outcome(made: Callable[[rules.Verdict], None], verdict: rules.Verdict) -> str | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            WAYS[call["way"]](Case(call, args))
+            made(verdict)
         except Raised as raised:
             return refused(raised.error, verdict)
         except AssertionError as error:

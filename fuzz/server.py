@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from .calls import TARGETS, Spec, draw_call
+from .calls import OTHERS, TARGETS, Spec, draw_call
 from .check import SKIPPED, check
 
 HANG = float(os.environ.get("FUZZ_HANG", "60"))  # seconds without an answer
@@ -262,4 +262,4 @@ def report(findings: list[Finding], most: int = 12) -> None:
 def kinds(counts: collections.Counter[str]) -> str:
     targets = sum(1 for k in counts if k.startswith("target "))
     ways = sum(1 for k in counts if k.startswith("way "))
-    return f"{targets} of {len(TARGETS)} targets in {ways} ways"
+    return f"{targets} of {len(TARGETS) + len(OTHERS)} targets in {ways} ways"
