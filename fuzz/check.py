@@ -43,6 +43,10 @@ def outcome(made: Callable[[rules.Verdict], None], verdict: rules.Verdict) -> st
         except AssertionError as error:
             # Of a call that should have been refused, whatever it gives is the lesser fault.
             return accepted(verdict) or f"wrong: {error}"
+        except Exception:
+            # The definition cannot be asked about arguments that are at fault.
+            if not verdict.faults:
+                raise
     return accepted(verdict)
 
 

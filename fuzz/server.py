@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from .calls import OTHERS, TARGETS, Spec, draw_call
 from .check import SKIPPED, check
@@ -118,8 +120,18 @@ def in_a_fork(told: Told, work: Any, deadline: float) -> str | None:
     return f"crash: {how}\n  {told.last_words()}"
 
 
+def warm_up() -> None:
+    """What torch imports when it is first asked for: here once, and not in every fork."""
+    mode = FakeTensorMode()
+    with mode:
+        torch.func.vmap(torch.neg)(mode.from_tensor(torch.ones(2)))
+    torch.func.jvp(torch.neg, (torch.ones(2),), (torch.ones(2),))
+    make_fx(torch.neg)(torch.ones(2))
+
+
 def run(first: int, count: int, seconds: float) -> tuple[collections.Counter[str], list[Finding]]:
     """Calls `first` to `first + count`, or until the time is up."""
+    warm_up()
     told, deadline = Told(), time.monotonic() + seconds
     counts: collections.Counter[str] = collections.Counter()
     findings = []

@@ -26,7 +26,7 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_short_form():
-    done = run_python("-m", "fuzz", "--calls", "1500", "--seconds", "12")
+    done = run_python("-m", "fuzz", "--calls", "1000", "--seconds", "9")
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.strip().splitlines()[-1]
     assert last.endswith(": 0 failed")
@@ -36,10 +36,11 @@ def test_short_form():
 def test_a_seed_is_a_call():
     """The same one each time, as JSON says it; between them they reach everything."""
     calls = [draw_call(seed) for seed in range(3000)]
-    assert calls == [draw_call(seed) for seed in range(3000)]
     assert {c["target"] for c in calls} == {*TARGETS, *OTHERS}
     assert {c["way"] for c in calls} == set(WAYS)
-    assert json.loads(json.dumps(calls)) == calls
+    told = json.dumps(calls)
+    assert told == json.dumps([draw_call(seed) for seed in range(3000)])
+    assert told == json.dumps(json.loads(told))
 
 
 PLANTED = """
@@ -47,30 +48,35 @@ import os, sys, time
 import fused_rmsnorm.functional as functional
 from fuzz import server
 
+def lenient(real):
+    def function(input, *args, **more):
+        try:
+            return real(input, *args, **more)
+        except ValueError:
+            return input
+    return function
+
 real = functional.rms_norm
-def planted(*args, bias=None, p=None, weight_offset=0.0, casting_mode="torch", **more):
-    y = real(*args, bias=bias, p=p, weight_offset=weight_offset, casting_mode=casting_mode, **more)
+def planted(*args, bias=None, p=None, weight_offset=0.0, **more):
+    y = real(*args, bias=bias, p=p, weight_offset=weight_offset, **more)
     if bias is not None:
         os.abort()
-    if weight_offset == 1.0:
+    if weight_offset == -0.3:
         time.sleep(1000)
     return y * 1.01 if p is not None else y
 functional.rms_norm = planted
-real_checks = functional.rms_norm_gated
-def lenient(*args, activation="silu", **more):
-    known = activation in ("silu", "sigmoid")
-    return real_checks(*args, activation=activation if known else "silu", **more)
-functional.rms_norm_gated = lenient
+for name in ("composite_rms_norm", "add_rms_norm", "rms_norm_gated"):
+    setattr(functional, name, lenient(getattr(functional, name)))
 
-server.HANG = 3
-counts, findings = server.run(0, 1500, 60)
+server.HANG = 1
+counts, findings = server.run(0, 250, 60)
 found = {}
 for finding in findings:
     found.setdefault(finding.kind.split(",")[0], finding)
 print(sorted(found))
-crash = server.shrink(found["crash"]).call
+crash = server.shrink(found["crash"], 4).call
 print({n: crash["args"].get(n) is not None for n in ("bias", "p", "eps", "group_size")})
-wrong = server.shrink(found["wrong"]).call
+wrong = server.shrink(found["wrong"], 4).call
 print(wrong["args"]["bias"], wrong["args"]["p"] is not None, wrong["args"]["input"]["layout"])
 """
 
