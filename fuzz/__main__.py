@@ -36,7 +36,7 @@ def main() -> int:
         environment |= {"FUZZ_SANITIZED": "1", "FUZZ_HANG": "300"}
         again = [sys.executable, "-m", "fuzz", *sys.argv[1:]]
         return subprocess.run(again, env=environment, cwd=ROOT, check=False).returncode
-    sys.path.insert(0, str(ROOT / "tests"))  # cases and reference, which name each other
+    sys.path.insert(0, str(ROOT / "tests" / "support"))  # cases.py asks for reference
     if options.soak:
         from . import soak
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.testing._internal.two_tensor import TwoTensor
 
-from tests.cases import lay_out
+from tests.support.cases import lay_out
 
 from .calls import TARGETS, Spec
 from .rules import is_tensor

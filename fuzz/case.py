@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fused_rmsnorm
 from fused_rmsnorm import functional
-from tests.reference import same_bits
+from tests.support.reference import same_bits
 
 from . import oracle
 from .arguments import plain

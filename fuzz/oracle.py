@@ -1,4 +1,4 @@
-"""Results compared with the definition in fp64 of tests/reference.py, and its bounds."""
+"""Results compared with the definition in fp64 of tests/support/reference.py, and its bounds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests import reference
-from tests.reference import Options
+from tests.support import reference
+from tests.support.reference import Options
 
 from .arguments import plain
 from .calls import TARGETS, Spec

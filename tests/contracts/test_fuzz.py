@@ -8,12 +8,12 @@ from pathlib import Path
 
 from fuzz.calls import OTHERS, TARGETS, WAYS, draw_call
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess:
     # Forks of it run torch's threads: it must not be a fork of this process, where they have run.
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *sys.path])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support"), *sys.path])
     return subprocess.run(
         [sys.executable, "-W", "ignore", *arguments],
         cwd=ROOT,

@@ -10,7 +10,7 @@ import pytest
 
 import fused_rmsnorm
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = Path(fused_rmsnorm.__file__).parent
 LIBRARIES = sorted(PACKAGE.rglob("*.so"))
 # Of the package itself; the build calls CMake, with a list of arguments.
