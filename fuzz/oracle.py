@@ -136,7 +136,11 @@ def check_gated(y: Tensor, p: Problem) -> None:
     if p.b is not None:
         terms = terms + p.b.double().abs()
     # A sigmoid that underflows is still multiplied with its argument, which is large then.
-    lost = terms * (z.double().abs() + 1) * torch.finfo(reference.arithmetic_type(x.dtype)).tiny
+    lost = (
+        terms
+        * (z.double().abs().clamp(max=1e9) + 1)
+        * torch.finfo(reference.arithmetic_type(x.dtype)).tiny
+    )
     if first:
         terms = terms * act.abs()
     bound = reference._bound(out, terms, expected, x.dtype, reference.growth(x.shape[-1]) + 32)
@@ -186,6 +190,8 @@ def check_rstd(rstd: Tensor, p: Problem) -> None:
     k = reference.stat_columns(p.o.p, x.shape[-1]) if x.shape[-1] else 0
     if not k:
         return
+    if p.o.eps is not None and p.o.eps > 1e30:
+        return  # beyond what fp32 holds of its inverse
     mean = x[..., :k].double().square().mean(-1, keepdim=True)
     expected = (mean + p.o.eps_for(x.dtype)).rsqrt()
     assert rstd.dtype == reference.arithmetic_type(x.dtype)
@@ -204,7 +210,8 @@ def check_gradients(
         given = args[name]
         assert grad.shape == given.shape, f"gradient of {name} has shape {tuple(grad.shape)}"
         assert grad.dtype == given.dtype, f"gradient of {name} has dtype {grad.dtype}"
-    if not p.known or not p.is_finite() or p.x.is_complex() or not p.x.shape[-1]:
+    gate = p.family == "gated" and p.t["gate"] is None
+    if gate or not p.known or not p.is_finite() or p.x.is_complex() or not p.x.shape[-1]:
         return
     grads = {name: p.rows(plain(g)) for name, g in grads.items()}
     dys = tuple(p.rows(plain(dy)) for dy in dys)

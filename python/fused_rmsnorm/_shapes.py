@@ -71,7 +71,7 @@ def rows_in_place(t: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
 
 
 def as_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
-    if isinstance(normalized_shape, int):
+    if type(normalized_shape) is int:  # no bool
         return (normalized_shape,)
     if isinstance(normalized_shape, (tuple, list)):
         return tuple(normalized_shape)  # whatever it holds is compared with the input's sizes

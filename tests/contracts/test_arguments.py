@@ -170,6 +170,11 @@ def test_beside_each_other_in_one_buffer():
         assert torch.equal(packed[read], weight)
 
 
+def test_true_is_no_size():
+    with pytest.raises(TypeError, match=r"^normalized_shape must be an int or a sequence of ints"):
+        F.rms_norm(torch.ones(2, 1), True)
+
+
 def negative(t):
     """The same numbers in memory that holds their negatives, as ``z.conj().imag`` does."""
     view = torch.complex(torch.zeros_like(t), -t).conj().imag
