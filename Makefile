@@ -35,7 +35,7 @@ $(shell mkdir -p $(STAMPS); echo '$(SETTINGS)' | cmp -s - $(STAMPS)/settings || 
 endif
 ENSURE = $(PY) requirements/ensure.py
 
-.PHONY: build bench bench-full paper models gpu test docs plots dist wheel matrix lint format clean
+.PHONY: build bench bench-full paper models gpu test fuzz docs plots dist wheel matrix lint format clean
 
 build: $(STAMPS)/built
 
@@ -63,6 +63,11 @@ gpu: | $(READY)
 
 test: $(STAMPS)/built $(STAMPS)/requirements-test $(STAMPS)/benchmarks-requirements
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+# Random calls of everything public, judged by the definition. FUZZ_ARGS, e.g. --seed 7 --calls 100000,
+# --sanitize (under AddressSanitizer and UBSan), --soak (training for --seconds): docs/broken.md
+fuzz: $(STAMPS)/built $(STAMPS)/requirements-test
+	$(PY) -m fuzz $(FUZZ_ARGS)
 
 # The documentation, as a site in build/site. It needs neither torch nor the build, and has an environment
 # of its own; a warning is an error. mkdocs-material gets fixes until May 2027; zensical, by the same people, reads

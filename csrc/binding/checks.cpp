@@ -75,20 +75,21 @@ void check_rstd(const Tensor& rstd, const Tensor& x) {
               "rstd must have input's shape with 1 for the last dimension, but got ", rstd.sym_sizes());
 }
 
-// First and last byte of the memory that t's elements lie in.
+// First and last byte of the memory that t's elements lie in, of which there is at least one.
 std::pair<const char*, const char*> extent(const Tensor& t) {
+  const auto* begin = static_cast<const char*>(t.const_data_ptr());
+  if (!begin) return {nullptr, nullptr};
   int64_t last = 0;  // strides of tensors are not negative
   for (int64_t d = 0; d < t.dim(); d++) last += (t.size(d) - 1) * t.stride(d);
-  const auto* begin = static_cast<const char*>(t.const_data_ptr());
   return {begin, begin + (last + 1) * t.element_size() - 1};
 }
 
 // A vector that is read while `written` is written: refused also where it lies between the elements.
 void check_not_within(const OptTensor& vector, const char* name, const Tensor& written, const char* where) {
-  if (!present(vector)) return;
+  if (!present(vector) || !vector->numel() || !written.numel()) return;
   const auto [begin, end] = extent(*vector);
   const auto [written_begin, written_end] = extent(written);
-  if (!begin || !written_begin) return;  // no elements, or a device that shows no addresses
+  if (!begin || !written_begin) return;  // a device that shows no addresses
   TORCH_CHECK(end < written_begin || written_end < begin, name, " must not share memory with ", where,
               ", which is written in place: clone it");
 }

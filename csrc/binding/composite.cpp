@@ -118,7 +118,9 @@ Three composite_bwd(const Options& options, const Tensor& dy, const Tensor& x, c
   if (present(weight)) {
     const Tensor h = rounded(options, row.h, type.value_or(x.scalar_type()));
     if (mask[1]) dw = sum_rows(g * h, *weight).to(weight->scalar_type());
-    if (mask[2]) db = sum_rows(g, *weight).to(weight->scalar_type());
+    // A tensor of its own, also where there is nothing to sum: grad_output itself would be given the
+    // history of db.
+    if (mask[2]) db = at::sum_to(g, weight->sym_sizes(), true).to(weight->scalar_type());
   }
   return {dx, dw, db};
 }

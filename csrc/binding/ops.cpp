@@ -93,13 +93,13 @@ Two add_rms_norm_op(const Options& options, const Tensor& x, const Tensor& resid
 Tensor rms_norm_composite(const Tensor& x, const OptTensor& weight, const OptTensor& bias,
                           const Options& options) {
   check_norm(options, x, weight, bias);
-  return std::get<0>(composite_fwd(options, x, weight, bias));
+  return std::get<0>(composite_fwd(options, x, weight, bias)).contiguous();
 }
 
 Tensor rms_norm(const Tensor& x, const OptTensor& weight, const OptTensor& bias, const Options& options) {
   check_norm(options, x, weight, bias);
   if (x.is_complex()) {
-    return std::get<0>(composite_fwd(options, x, weight, bias));
+    return std::get<0>(composite_fwd(options, x, weight, bias)).contiguous();
   }
   const Affine affine(x, weight, bias);
   // A bias wider than the weight widens the arithmetic, not the result.
@@ -112,7 +112,7 @@ Two add_rms_norm(const Tensor& x, const Tensor& residual, const OptTensor& weigh
   check_norm(options, x, weight, bias);
   check_residual(x, residual);
   if (x.is_complex()) {
-    const Tensor sum = x + residual;
+    const Tensor sum = (x + residual).contiguous();
     return {std::get<0>(composite_fwd(options, sum, weight, bias)), sum};
   }
   const Affine affine(x, weight, bias);
@@ -131,7 +131,7 @@ Tensor rms_norm_gated(const Tensor& x, const Tensor& gate, const OptTensor& weig
 Tensor rms_norm_gated_composite(const Tensor& x, const Tensor& gate, const OptTensor& weight,
                                 const OptTensor& bias, const GatedOptions& options) {
   check_gated(options, x, gate, weight, bias);
-  return std::get<0>(composite_gated_fwd(options, x, gate, weight, bias));
+  return std::get<0>(composite_gated_fwd(options, x, gate, weight, bias)).contiguous();
 }
 
 void add_rms_norm_(Tensor& x, Tensor& residual, const OptTensor& weight, const OptTensor& bias,

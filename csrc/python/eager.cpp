@@ -44,24 +44,28 @@ std::optional<double> optional_number(PyObject* object, const char* name) {
   return object == Py_None ? std::nullopt : std::optional(number(object, name));
 }
 
+c10::string_view string(PyObject* object, const char* name) {
+  TORCH_CHECK_TYPE(PyUnicode_Check(object), name, " must be a string, but got ", Py_TYPE(object)->tp_name);
+  Py_ssize_t length = 0;
+  const char* text = PyUnicode_AsUTF8AndSize(object, &length);
+  if (!text) PyErr_Clear();
+  TORCH_CHECK_VALUE(text, name, " must be a string of whole characters, but got one with a lone surrogate");
+  return {text, static_cast<size_t>(length)};
+}
+
 // The four arguments that close every schema.
 Options options_from(PyObject* const* args) {
-  Py_ssize_t length = 0;
-  const char* mode = PyUnicode_Check(args[3]) ? PyUnicode_AsUTF8AndSize(args[3], &length) : nullptr;
-  TORCH_CHECK_TYPE(mode, "casting_mode must be a string, but got ", Py_TYPE(args[3])->tp_name);
+  const auto mode = string(args[3], "casting_mode");
   return parse_options(optional_number(args[0], "eps"), optional_number(args[1], "p"),
-                       number(args[2], "weight_offset"), {mode, static_cast<size_t>(length)});
+                       number(args[2], "weight_offset"), mode);
 }
 
 // The six that close the schemas of gated norms.
 GatedOptions gated_options_from(PyObject* const* args) {
-  Py_ssize_t length = 0;
-  const char* activation = PyUnicode_Check(args[0]) ? PyUnicode_AsUTF8AndSize(args[0], &length) : nullptr;
-  TORCH_CHECK_TYPE(activation, "activation must be a string, but got ", Py_TYPE(args[0])->tp_name);
+  const auto activation = string(args[0], "activation");
   TORCH_CHECK_TYPE(PyBool_Check(args[1]), "norm_before_gate must be a bool, but got ",
                    Py_TYPE(args[1])->tp_name);
-  return parse_gated_options({activation, static_cast<size_t>(length)}, args[1] == Py_True,
-                             options_from(args + 2));
+  return parse_gated_options(activation, args[1] == Py_True, options_from(args + 2));
 }
 
 void expect(Py_ssize_t count, Py_ssize_t expected) {

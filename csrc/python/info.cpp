@@ -43,7 +43,10 @@ Dtype parse(const char* argument, const std::string& dtype) {
 py::dict launch_plan(int64_t n, const std::string& dtype, int arch, bool backward,
                      const std::optional<std::string>& grad_dtype) {
   namespace cuda = fused_rmsnorm::cuda;
-  if (n < 1) throw py::value_error("n must be at least 1, but got " + std::to_string(n));
+  // Bytes of a row are counted in 64 bits: no device has addresses for more.
+  if (n < 1 || n > int64_t{1} << 48) {
+    throw py::value_error("n must be at least 1 and at most 2**48, but got " + std::to_string(n));
+  }
   const Dtype x = parse("dtype", dtype), dy = grad_dtype ? parse("grad_dtype", *grad_dtype) : x;
   if (size_of(dy) < size_of(x)) throw py::value_error("grad_dtype must not be narrower than dtype");
   const cuda::Plan p = backward ? cuda::backward_plan(n, x, dy, arch) : cuda::forward_plan(n, x, arch);

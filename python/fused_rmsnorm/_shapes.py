@@ -71,7 +71,7 @@ def rows_in_place(t: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
 
 
 def as_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
-    if isinstance(normalized_shape, int):
+    if type(normalized_shape) is int:  # no bool
         return (normalized_shape,)
     if isinstance(normalized_shape, (tuple, list)):
         return tuple(normalized_shape)  # whatever it holds is compared with the input's sizes
@@ -103,7 +103,7 @@ def checked_group_size(group_size: Any, n: int) -> int:
     if not isinstance(group_size, (Integral, torch.SymInt)) or isinstance(group_size, bool):
         raise TypeError(f"group_size must be None or an int, but got {type(group_size).__name__}")
     size = cast(int, group_size)
-    if size < 1 or n % size != 0:
+    if size < 1 or size >= 1 << 63 or n % size != 0:  # of an empty row there are many divisors
         raise ValueError(
             f"group_size must be a positive number that divides the {n} elements of a row, "
             f"but got {group_size}"
@@ -117,6 +117,7 @@ def in_groups(
     """``t`` with its last ``len(shape)`` dimensions made two: groups, and elements of a group."""
     if t is None:
         return None
+    check_tensor(t, name)
     rows = rows_of(t, shape, name)
     n = rows.size(-1)
     return rows.unflatten(-1, (n // checked_group_size(group_size, n), group_size))

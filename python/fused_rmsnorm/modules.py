@@ -24,6 +24,10 @@ CompileMode = Literal["opaque", "fuse"]
 STAND_INS: dict[type[RMSNorm], type[RMSNorm]] = {}
 
 
+def _largest(dtype: torch.dtype | None) -> float:
+    return torch.finfo(dtype or torch.get_default_dtype()).max
+
+
 class RMSNorm(nn.RMSNorm):
     """Root mean square layer normalisation (Zhang and Sennrich, 2019), fused.
 
@@ -76,6 +80,15 @@ class RMSNorm(nn.RMSNorm):
         eps = None if eps is None else number(eps, "eps")
         weight_offset = number(weight_offset, "weight_offset")
         shape = checked_shape(normalized_shape)
+        if not all(0 <= n < 1 << 63 for n in shape):
+            raise ValueError(
+                f"normalized_shape must hold sizes of a tensor, but got {normalized_shape}"
+            )
+        if weight_offset != 0 and not abs(1 - weight_offset) <= _largest(dtype):
+            raise ValueError(
+                "weight_offset must be finite, and 1 - weight_offset, at which the weight starts, "
+                f"within its dtype, but got {weight_offset}"
+            )
         if p is not None and not 0 < p <= 1:
             raise ValueError(f"p must be None or a number in (0, 1], but got {p}")
         if casting_mode not in ("torch", "llama"):
@@ -208,7 +221,7 @@ class AddRMSNorm(RMSNorm):
         # A plain sum would promote and broadcast: what the operator refuses goes to the operator.
         fuse = fuse and residual.shape == input.shape
         if fuse and torch.promote_types(input.dtype, residual.dtype) == residual.dtype:
-            s = input + residual
+            s = (input + residual).contiguous()
             out = input.dtype
             if self.casting_mode == "llama" and self.weight is not None:
                 out = torch.promote_types(out, self.weight.dtype)

@@ -407,3 +407,21 @@ def test_gradients_accumulate_in_place(device):
     F.rms_norm(x, 7, w).sum().backward()
     assert same_bits(w.grad, first + first)
     assert w.grad.data_ptr() == memory
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 1), (1, 3)], ids=str)
+def test_a_bias_of_the_inputs_shape(shape):
+    """Nothing is summed for its gradient, which is a tensor of its own all the same: grad_output
+    would else be given the history of db, and lose its own."""
+    torch.manual_seed(0)
+    x, w, b, dy, v = (torch.randn(shape, dtype=torch.float64).requires_grad_() for _ in range(5))
+    y = F.rms_norm(x, shape[-1], w, bias=b)
+    grads = torch.autograd.grad(y, (x, w, b), dy, create_graph=True)
+    assert dy.grad_fn is None
+    assert all(g is not dy and g.data_ptr() != dy.data_ptr() for g in grads)
+    (again,) = torch.autograd.grad((grads[2] * v).sum(), dy)
+    assert torch.equal(again, v)
+    rstd = torch.ops.fused_rmsnorm.rms_norm_fwd(x.detach(), w.detach())[1]
+    db = torch.ops.fused_rmsnorm.rms_norm_bwd(dy, x, w, rstd, None, [False, False, True])[2]
+    assert db.data_ptr() != dy.data_ptr()
+    assert dy.grad_fn is None

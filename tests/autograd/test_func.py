@@ -308,3 +308,17 @@ def test_functionalization():
 
     with pytest.raises(RuntimeError, match="alias annotations"):  # any such operator
         torch.func.functionalize(lambda x: double_(x.clone()))(x)
+
+
+@pytest.mark.parametrize("x_dim", [None, 0, 4])
+@pytest.mark.parametrize("w_dim", [0, 2, 4])
+def test_vmap_of_several_dimensions_in_groups(x_dim, w_dim):
+    """A batch that stands between the rows leaves results that cannot be viewed in their shape."""
+    x, w = (torch.randn(s, dtype=torch.float64) for s in ((2, 2, 6, 5), (1, 1, 6, 5)))
+    xs = x if x_dim is None else torch.stack([x, 2 * x], x_dim)
+    ws = torch.stack([w, -w], w_dim)
+    norm = lambda x, w: F.rms_norm(x, (6, 5), w, group_size=10)  # noqa: E731
+    y = vmap(norm, (x_dim, w_dim))(xs, ws)
+    for j in range(2):
+        one = x if x_dim is None else xs.select(x_dim, j)
+        torch.testing.assert_close(y[j], norm(one, ws.select(w_dim, j)))

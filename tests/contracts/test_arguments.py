@@ -168,3 +168,73 @@ def test_beside_each_other_in_one_buffer():
         assert torch.equal(packed[written].view(4, 8), y)
         assert torch.equal(residual, s)
         assert torch.equal(packed[read], weight)
+
+
+def test_true_is_no_size():
+    with pytest.raises(TypeError, match=r"^normalized_shape must be an int or a sequence of ints"):
+        F.rms_norm(torch.ones(2, 1), True)
+
+
+def negative(t):
+    """The same numbers in memory that holds their negatives, as ``z.conj().imag`` does."""
+    view = torch.complex(torch.zeros_like(t), -t).conj().imag
+    assert view.is_neg()
+    return view
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("which", [(0,), (1,), (0, 1), (2,), (0, 1, 2, 3)], ids=str)
+def test_negative_views(mode, which):
+    """Read and written for what they mean. torch's own fallback takes a result from the stack that
+    an operator which returns nothing has not put there: the heap was corrupted."""
+    tensors = [x / 7, x.flip(0) - 9, w + 0.5, w * 3]
+    y, s = F.add_rms_norm(*tensors[:2], 8, tensors[2], bias=tensors[3])
+    for _ in range(50):
+        given = [negative(t) if i in which else t.clone() for i, t in enumerate(tensors)]
+        with mode():
+            F.add_rms_norm_(*given[:2], 8, given[2], bias=given[3])
+        assert [t.is_neg() for t in given] == [i in which for i in range(4)]
+        assert torch.equal(given[0].resolve_neg(), y)
+        assert torch.equal(given[1].resolve_neg(), s)
+
+
+def test_a_negative_view_of_what_is_written():
+    z = torch.complex(x, x + 1).conj()
+    before = z.clone()
+    with pytest.raises(RuntimeError, match="memory"):
+        F.add_rms_norm_(z.imag, z.imag, 8)
+    assert torch.equal(z, before)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_nothing_is_written_where_there_are_no_rows(name):
+    """No overlap, wherever the empty tensor points: into the weight, or nowhere."""
+    vectors = {"weight": torch.ones(8), "bias": torch.ones(8)}
+    for empty in (torch.empty(0, 8), vectors[name].as_strided((0, 8), (8, 1), 4)):
+        F.add_rms_norm_(empty, torch.empty(0, 8), 8, **vectors)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["sparse", "mkldnn", "nested"])
+@pytest.mark.parametrize("name", ["input", "weight", "bias"])
+def test_unusual_tensors_in_groups(name, kind):
+    make, _ = UNUSUAL[kind]
+    args = {"input": x, "weight": w, name: make(x if name == "input" else w)}
+    for function in (F.rms_norm, F.composite_rms_norm, add):
+        with pytest.raises(TypeError, match=rf"^{name} {STRIDED}"):
+            function(normalized_shape=8, group_size=4, **args)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+def test_results_are_contiguous(dtype):
+    """Of the definition and of complex numbers, too, whatever the strides of the input."""
+    t = torch.randn(3, 4, 8).to(dtype).transpose(0, 1)
+    results = [
+        F.rms_norm(t, 8),
+        F.composite_rms_norm(t, 8, w),
+        F.composite_rms_norm(t, (3, 8)),
+        *F.add_rms_norm(t, t, 8),
+    ]
+    if not dtype.is_complex:
+        results += [F.composite_rms_norm_gated(t, t, 8, w), F.rms_norm_gated(t, t, 8)]
+    assert all(y.is_contiguous() for y in results)

@@ -322,12 +322,32 @@ def test_forward_operator(where):
             {"weight_offset": 1.0, "elementwise_affine": False},
             "weight_offset=1.0 needs elementwise_affine=True",
         ),
+        ({"weight_offset": NAN}, "weight_offset must be finite, and 1 - weight_offset"),
+        ({"weight_offset": 1e300}, "weight_offset must be finite, and 1 - weight_offset"),
+        (
+            {"weight_offset": 1e6, "dtype": torch.float16},
+            "weight_offset must be finite, and 1 - weight_offset, at which the weight starts, w",
+        ),
     ],
     ids=str,
 )
 def test_module_arguments(module, args, message):
     with pytest.raises(ValueError, match=r"^" + re.escape(message)):
         module(8, **args)
+
+
+@pytest.mark.parametrize("size", [-1, (8, -1), 1 << 63, (1 << 70, 2)], ids=str)
+def test_module_sizes(size):
+    with pytest.raises(ValueError, match=r"^normalized_shape must hold sizes of a tensor, but got"):
+        fused_rmsnorm.RMSNorm(size)
+
+
+def test_a_string_that_is_none():
+    message = "must be a string of whole characters, but got one with a lone surrogate"
+    with pytest.raises(ValueError, match=f"^casting_mode {message}"):
+        F.rms_norm(x, 8, casting_mode="\ud800")
+    with pytest.raises(ValueError, match=f"^activation {message}"):
+        F.rms_norm_gated(x, x, 8, activation="\ud800")
 
 
 def test_module_input():

@@ -41,5 +41,8 @@ def test_wrong_arguments() -> None:
         launch_plan(8, grad_dtype="half")
     with pytest.raises(ValueError, match="grad_dtype must not be narrower than dtype"):
         launch_plan(8, "float32", grad_dtype="bfloat16")
-    with pytest.raises(ValueError, match="n must be at least 1, but got 0"):
-        launch_plan(0)
+    for n in (0, -1, (1 << 48) + 1, (1 << 63) - 1):
+        with pytest.raises(
+            ValueError, match=rf"n must be at least 1 and at most 2\*\*48, but got {n}"
+        ):
+            launch_plan(n)

@@ -174,6 +174,17 @@ def test_layer_norm(p: float | None) -> None:
     assert model[2].bias is None
 
 
+@pytest.mark.parametrize("replace", [replace_rms_norm_, replace_layer_norm_])
+@pytest.mark.parametrize("model", [None, "model", torch.ones(2), [nn.RMSNorm(N)]], ids=str)
+def test_what_is_no_model(replace, model) -> None:
+    """A list of modules has none to replace: refused, rather than a report of nothing."""
+    kind = type(model).__name__
+    with pytest.raises(TypeError, match=rf"^model must be a torch.nn.Module, but got {kind}$"):
+        replace(model)
+    with pytest.raises(TypeError, match=r"^filter_fn must be None or a function of \(name, mod"):
+        replace(nn.Sequential(nn.RMSNorm(N)), filter_fn="norm")
+
+
 def test_layer_norm_wrong_p() -> None:
     with pytest.raises(ValueError, match=r"p must be None or a number in \(0, 1\], but got 6.25"):
         replace_layer_norm_(nn.Sequential(nn.Linear(2, 2)), p=6.25)

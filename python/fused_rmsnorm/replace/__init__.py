@@ -39,6 +39,7 @@ def replace_rms_norm_(model: nn.Module, filter_fn: FilterFn | None = None) -> Sw
 
     Raises:
         ValueError: ``model`` itself is such a norm, which cannot be replaced from within.
+        TypeError: ``model`` is no module, a list of them for one, or ``filter_fn`` no function.
     """
     return swap(model, Evidence().fused_like, filter_fn)
 
@@ -63,6 +64,7 @@ def replace_layer_norm_(
 
     Raises:
         ValueError: ``p`` outside (0, 1], or ``model`` itself is a LayerNorm.
+        TypeError: as :func:`replace_rms_norm_`.
     """
 
     def like(norm: nn.Module) -> RMSNorm | str:

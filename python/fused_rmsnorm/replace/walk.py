@@ -38,6 +38,11 @@ def swap(
     model: nn.Module, like: Callable[[nn.Module], RMSNorm | str], filter_fn: FilterFn | None
 ) -> SwapReport:
     """Puts ``like(norm)`` in place of every norm of ``model``; a text says why one stays."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
+    if filter_fn is not None and not callable(filter_fn):
+        kind = type(filter_fn).__name__
+        raise TypeError(f"filter_fn must be None or a function of (name, module), but got {kind}")
     report = SwapReport()
 
     def like_or_why(norm: nn.Module) -> RMSNorm | str:
