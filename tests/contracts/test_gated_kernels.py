@@ -4,10 +4,10 @@ the contracts of the design by bits."""
 import pytest
 import torch
 from cases import LAYOUTS, SEEDS, N, affine_type, lay_out, numbers
+from gated_families import FAMILIES, fused_twin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Options, arithmetic_type, as_exact, rms_error, rms_norm_gated, same_bits
-from test_gated import FAMILIES, fused_twin
 
 from fused_rmsnorm import functional as F
 

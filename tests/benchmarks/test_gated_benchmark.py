@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gated
+from benchmarks.gated import __main__ as gated
 
 
 def test_runs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from . import report
-from .environment import environment, hardware_slug, keep_freed_memory
-from .harness import RESULTS, Contender, Results, measure, time_cuda, time_host
+from ..harness import tables
+from ..harness.environment import environment, hardware_slug, keep_freed_memory
+from ..harness.results import RESULTS, Results
+from ..harness.timing import Contender, measure, time_cuda, time_host
 
 __all__ = ["CASES", "main", "markdown", "time_case"]
 
@@ -151,17 +152,17 @@ def markdown(data: dict[str, Any]) -> str:
     header = ["norm", "dtype", "shape", "direction", "fused, ms", "eager", "compiled"]
     rows = []
     for e in data["entries"].values():
-        times = report.times_of(e)
+        times = tables.times_of(e)
         ratios = [f"{times[name].median / times['fused'].median:.1f}" for name in NAMES[1:]]
         shape = " x ".join(map(str, e["shape"]))
-        fused = report.spread(times["fused"], 1e3, 2)
+        fused = tables.spread(times["fused"], 1e3, 2)
         rows.append([e["case"], e["dtype"], shape, e["direction"], fused, *ratios])
-    lines = ["# Gated, grouped and per-head norms", "", report.conditions(data), ""]
+    lines = ["# Gated, grouped and per-head norms", "", tables.conditions(data), ""]
     lines += [
         "Eager and compiled: what people write, its time divided by that of the fused norm.",
         "",
     ]
-    return "\n".join([*lines, *report.table(header, rows, 4), ""])
+    return "\n".join([*lines, *tables.table(header, rows, 4), ""])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
