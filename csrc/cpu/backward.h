@@ -83,13 +83,13 @@ class BackwardKernel {
   struct Stat {
     const D *dy, *dy_ahead;  // ahead: what to prefetch
     const X *x, *x_ahead, *z, *z_ahead;
-    bool sigmoid, llama;
+    [[no_unique_address]] GateOptions<kGated> gate;
     Weight weight;
     Vec<T> r;
     T *dw, *db;
     bool dot;
 
-    bool rounds() const { return kGated ? llama : Types::kLlama; }
+    bool rounds() const { return kGated ? gate.llama : Types::kLlama; }
     bool wants_dot() const { return kPlain || dot; }
     bool wants_dw() const { return kPlain ? kOptions.dw : dw != nullptr; }
     bool wants_db() const { return !kPlain && db; }
@@ -97,10 +97,10 @@ class BackwardKernel {
     template <class Lanes>
     [[gnu::always_inline]] void step(Pack<T>& sum, int64_t i, Lanes lanes) const {
       Pack<T> g = load<X>(dy + i, lanes);
-      if constexpr (kGate == Gate::last) g = g * activate(load<X>(z + i, lanes), sigmoid);
+      if constexpr (kGate == Gate::last) g = g * activate(load<X>(z + i, lanes), gate.sigmoid);
       if (wants_dot() || wants_dw()) {
         Pack<T> v = load<X>(x + i, lanes);
-        if constexpr (kGate == Gate::first) v = v * activate(load<X>(z + i, lanes), sigmoid);
+        if constexpr (kGate == Gate::first) v = v * activate(load<X>(z + i, lanes), gate.sigmoid);
         const Pack<T> product = g * v;
         if (wants_dot()) sum = weight ? fma(product, weight(i, lanes), sum) : sum + product;
         if (wants_dw()) {
@@ -122,7 +122,7 @@ class BackwardKernel {
   struct Row {
     const D* dy;
     const X *x, *dsum, *z;
-    bool sigmoid, llama;
+    [[no_unique_address]] GateOptions<kGated> gate;
     Weight weight;
     const W* bias;
     Vec<T> r, minus_c;
@@ -156,9 +156,9 @@ class BackwardKernel {
     template <class Lanes>
     [[gnu::always_inline]] Pack<T> norm_of(Pack<T> v, int64_t i, Lanes lanes) const {
       v = v * r;
-      if (llama) v = round_to<X>(v);
+      if (gate.llama) v = round_to<X>(v);
       if (weight) v = bias ? fma(v, weight(i, lanes), load<X>(bias + i, lanes)) : v * weight(i, lanes);
-      if (sizeof(W) == sizeof(X) && llama) v = round_to<X>(v);
+      if (sizeof(W) == sizeof(X) && gate.llama) v = round_to<X>(v);
       return v;
     }
 
@@ -169,7 +169,7 @@ class BackwardKernel {
     [[gnu::always_inline]] Value value(int64_t i, Lanes lanes) const {
       const Pack<T> g = load<X>(dy + i, lanes), v = load<X>(x + i, lanes);
       if constexpr (kGated) {
-        const Activation act = activate_with_slope(load<X>(z + i, lanes), sigmoid);
+        const Activation act = activate_with_slope(load<X>(z + i, lanes), gate.sigmoid);
         if constexpr (kGate == Gate::last) {
           return {dx_of(g * act.value, v, i, lanes), g * norm_of(v, i, lanes) * act.slope};
         } else {
@@ -198,8 +198,7 @@ class BackwardKernel {
             x + x_distance_,
             z,
             kGated ? z + z_distance_ : nullptr,
-            b_.sigmoid,
-            b_.llama,
+            {b_.sigmoid, b_.llama},
             weight(w),
             splat(rstd(m)),
             kPlain || dw_ ? dw_ + at : nullptr,
@@ -212,8 +211,7 @@ class BackwardKernel {
             row_at<X>(b_.x, m),
             b_.dsum.data ? row_at<X>(b_.dsum, m) : nullptr,
             kGated ? row_at<X>(b_.z, m) : nullptr,
-            b_.sigmoid,
-            b_.llama,
+            {b_.sigmoid, b_.llama},
             weight(w),
             kGated && b_.bias ? static_cast<const W*>(b_.bias) + w * b_.n : nullptr,
             splat(rstd(m)),

@@ -105,7 +105,7 @@ Chunks plan(const Backward& b) {
   };
   int64_t count = 1;
   while (units * share > kMostRows * count ||
-         (c.runs * count < kMost && units >= 2 * count * least_units(2 * c.runs * count))) {
+         (2 * c.runs * count <= kMost && units >= 2 * count * least_units(2 * c.runs * count))) {
     count *= 2;
   }
   const int64_t units_per_chunk = std::max<int64_t>(1, ceil_div(units, count));

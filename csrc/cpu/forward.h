@@ -32,7 +32,8 @@ class ForwardKernel {
   using Second = X;
   static constexpr bool kAdd = kOptions.add, kPlain = kOptions.plain;
   static constexpr Gate kGate = kOptions.gate;
-  static constexpr bool kOther = kAdd || kGate != Gate::none;  // a second input of x's shape
+  static constexpr bool kGated = kGate != Gate::none;
+  static constexpr bool kOther = kAdd || kGated;  // a second input of x's shape
   static constexpr bool kTwoOutputs = kAdd, kInline = true, kSharesLoads = false;
   static constexpr Nans kNans = kPlain ? Types::kNans : Nans::any;
   static constexpr int kLevel = kOptions.stream ? 2 : 1;
@@ -52,7 +53,7 @@ class ForwardKernel {
   struct Input {
     const X* x;
     const X* other;  // the residual's row, or the gate's
-    bool sigmoid;
+    [[no_unique_address]] GateOptions<kGated> gate;
 
     template <class Lanes>
     [[gnu::always_inline]] typename Format<X>::Raw raw(int64_t i, Lanes lanes) const {
@@ -64,7 +65,7 @@ class ForwardKernel {
     }
     template <class Lanes>
     [[gnu::always_inline]] Pack<T> act(int64_t i, Lanes lanes) const {
-      return activate(load<X>(other + i, lanes), sigmoid);
+      return activate(load<X>(other + i, lanes), gate.sigmoid);
     }
     // What is normalised, of what raw(i) gave.
     template <class Lanes>
@@ -95,11 +96,11 @@ class ForwardKernel {
     Vec<T> r;
     const W *weight, *bias;
     Vec<T> offset;
-    bool has_offset, llama;
+    bool has_offset;
     Y* y;
     X* sum;
 
-    bool rounds() const { return kGate == Gate::none ? Types::kLlama : llama; }
+    bool rounds() const { return kGate == Gate::none ? Types::kLlama : in.gate.llama; }
     Y* out() const { return y; }
     X* second() const { return sum; }
     void skip(int64_t columns) {
@@ -137,11 +138,11 @@ class ForwardKernel {
     }
   };
 
-  Stat stat_of(int64_t m) const {
+  [[gnu::always_inline]] Stat stat_of(int64_t m) const {
     const Input in = input(m);
-    return {in, {in.x + distance_, kOther ? in.other + other_distance_ : nullptr, in.sigmoid}};
+    return {in, {in.x + distance_, kOther ? in.other + other_distance_ : nullptr, in.gate}};
   }
-  Row row_of(int64_t m, int slot) const {
+  [[gnu::always_inline]] Row row_of(int64_t m, int slot) const {
     const int64_t w = kPlain ? 0 : weight_row(f_, m) * f_.n;
     return {input(m),
             splat(rstd_[slot]),
@@ -149,7 +150,6 @@ class ForwardKernel {
             !kPlain && f_.bias ? static_cast<const W*>(f_.bias) + w : nullptr,
             splat(static_cast<T>(f_.weight_offset)),
             f_.weight_offset != 0,
-            f_.llama,
             static_cast<Y*>(f_.y) + m * f_.n,
             kAdd ? static_cast<X*>(f_.sum) + m * f_.n : nullptr};
   }
@@ -170,8 +170,10 @@ class ForwardKernel {
   }
 
  private:
-  Input input(int64_t m) const {
-    return {row_at<X>(f_.x, m), kOther ? row_at<X>(kAdd ? f_.residual : f_.z, m) : nullptr, f_.sigmoid};
+  [[gnu::always_inline]] Input input(int64_t m) const {
+    return {row_at<X>(f_.x, m),
+            kOther ? row_at<X>(kAdd ? f_.residual : f_.z, m) : nullptr,
+            {f_.sigmoid, f_.llama}};
   }
 
   const Forward& f_;

@@ -36,6 +36,18 @@ namespace {
   return (sigmoid ? half : z * half) / (half + half_exp_minus(z));
 }
 
+// What the steps beside a gate look for; without one there is nothing to carry, or short rows pay for it
+// (9 instructions a row of the plain forward).
+template <bool kGated>
+struct GateOptions {
+  bool sigmoid, llama;
+};
+template <>
+struct GateOptions<false> {
+  static constexpr bool sigmoid = false, llama = false;
+  GateOptions(bool, bool) {}
+};
+
 struct Activation {
   Pack<float> value, slope;
 };
