@@ -20,6 +20,7 @@ struct Cpu {
   struct Guard {
     explicit Guard(const Tensor&) {}
   };
+  static constexpr Covers covers{.weight_rows = true};
   static int64_t workspace(const Backward& args) { return cpu::backward_workspace(args); }
 
   static void run(const Forward& args) {
@@ -28,17 +29,20 @@ struct Cpu {
   }
 
   static void run(const Backward& args) {
-    parallel_for(cpu::backward_chunks(args), 1,
+    parallel_for(cpu::backward_chunks(args), cpu::backward_grain(args),
                  [&](int64_t begin, int64_t end) { cpu::backward(args, begin, end); });
     if (!args.dw && !args.db) return;
     constexpr int64_t kColumns = 2048;  // with fewer, a second thread costs more than it saves
-    parallel_for(args.n, kColumns,
+    parallel_for(args.weight_rows * args.n, kColumns,
                  [&](int64_t begin, int64_t end) { cpu::backward_merge(args, begin, end); });
   }
 };
 
 }  // namespace
 
-FUSED_RMSNORM_LIBRARY_IMPL(CPU, m) { register_backend<Cpu>(m); }
+FUSED_RMSNORM_LIBRARY_IMPL(CPU, m) {
+  register_backend<Cpu>(m);
+  register_gates<Cpu>(m);
+}
 
 }  // namespace fused_rmsnorm

@@ -80,14 +80,65 @@ Tensor empty_rstd(const Tensor& x) {
   return at::empty(sizes, x.options().dtype(acc_type(x.scalar_type())));
 }
 
+// How the rows of x take those of a weight that broadcasts to it: row i takes row (i / share) % rows. So
+// it is where the dimensions that the weight has are neighbours; nullopt where they are not.
+struct WeightRows {
+  int64_t rows = 1, share = 1;
+};
+std::optional<WeightRows> weight_rows(const Tensor& x, const OptTensor& weight) {
+  WeightRows result;
+  if (!present(weight)) return result;
+  bool shared_beyond = false;
+  for (int64_t d = 2; d <= x.dim(); d++) {
+    const int64_t size = x.size(-d);
+    if (size == 1) continue;
+    if (d > weight->dim() || weight->size(-d) == 1) {
+      if (result.rows == 1) {
+        result.share *= size;
+      } else {
+        shared_beyond = true;
+      }
+    } else if (shared_beyond) {
+      return std::nullopt;
+    } else {
+      result.rows *= size;
+    }
+  }
+  if (result.rows == 1) result.share = 1;
+  return result;
+}
+
+template <class Call>
+void set_weight_rows(Call& args, const Tensor& x, const OptTensor& weight) {
+  const WeightRows found = *weight_rows(x, weight);
+  args.weight_rows = found.rows;
+  args.weight_share = found.share;
+}
+
+template <class Call>
+void set_gate(Call& args, const GatedOptions& options, Tensor& gate) {
+  args.gate = options.norm_before_gate ? Gate::last : Gate::first;
+  args.sigmoid = options.sigmoid;
+  args.z = rows_of(gate, gate);
+}
+
 }  // namespace
 
-bool is_fused(const Options& options, const Tensor& x, const OptTensor& weight) {
+bool is_fused(const Options& options, const Tensor& x, const OptTensor& weight, Covers covers) {
   const auto t = x.scalar_type();
   if (t != at::kFloat && t != at::kHalf && t != at::kBFloat16 && t != at::kDouble) return false;
-  if (present(weight) && weight->numel() != x.size(-1)) return false;  // more than one row of it
+  if (x.size(-1) == 0) return false;
+  if (present(weight) && weight->numel() != x.size(-1)) {  // more than one row of it, or none
+    if (!covers.weight_rows || x.numel() == 0 || !weight_rows(x, weight)) return false;
+  }
   const auto y = output_type(options, t, weight);
-  return x.size(-1) > 0 && (y == t || y == at::kFloat);
+  return y == t || y == at::kFloat;
+}
+
+bool is_fused(const GatedOptions& options, const Tensor& x, const Tensor& gate, const OptTensor& weight) {
+  const auto t = x.scalar_type();
+  return t != at::kDouble && c10::promoteTypes(t, gate.scalar_type()) == t &&
+         is_fused(static_cast<const Options&>(options), x, weight, Covers{.weight_rows = true});
 }
 
 void ForwardCall::fill(const Options& options, const OptTensor& w, const OptTensor& b) {
@@ -107,6 +158,7 @@ void ForwardCall::fill(const Options& options, const OptTensor& w, const OptTens
   if (residual.defined()) args.residual = rows_of(residual, residual);
   args.weight = data(weight);
   args.bias = data(bias);
+  set_weight_rows(args, x, w);
   args.y = mutable_data(y);
   args.sum = mutable_data(sum);
   args.rstd = mutable_data(rstd);
@@ -121,6 +173,15 @@ ForwardCall::ForwardCall(const Options& options, const Tensor& x_, const OptTens
   fill(options, w, b);
 }
 
+ForwardCall::ForwardCall(const GatedOptions& options, const Tensor& x_, const Tensor& gate_,
+                         const OptTensor& w, const OptTensor& b)
+    : x(x_), gate(gate_.to(x_.scalar_type())) {
+  y = at::empty(x.sizes(), x.options().dtype(output_type(options, x.scalar_type(), w)));
+  rstd = empty_rstd(x);
+  fill(options, w, b);
+  set_gate(args, options, gate);
+}
+
 ForwardCall ForwardCall::inplace(const Options& options, const Tensor& x, const Tensor& residual,
                                  const OptTensor& w, const OptTensor& b) {
   ForwardCall call;
@@ -130,11 +191,9 @@ ForwardCall ForwardCall::inplace(const Options& options, const Tensor& x, const 
   return call;
 }
 
-BackwardCall::BackwardCall(const Options& options, const Tensor& dy_, const Tensor& x_, const OptTensor& w,
-                           const Tensor& rstd_, const OptTensor& grad_sum_, Mask3 mask)
-    : x(x_), rstd(rstd_.contiguous()) {
+void BackwardCall::fill(const Options& options, at::ScalarType dy_type, const Tensor& dy_, const OptTensor& w,
+                        Mask3 mask) {
   const auto w_type = weight_type(x, w);
-  const auto dy_type = output_type(options, x.scalar_type(), w);
   dy = dy_.to(dy_type);
   weight = as_vector(w, w_type);
   if (mask[0]) dx = at::empty(x.sizes(), x.options());
@@ -150,20 +209,48 @@ BackwardCall::BackwardCall(const Options& options, const Tensor& dy_, const Tens
   args.dy_dtype = dtype_of(dy_type);
   args.x = rows_of(x, x);
   args.dy = rows_of(dy, dy);
-  if (present(grad_sum_) && mask[0]) {
-    grad_sum = grad_sum_->to(x.scalar_type());
-    args.dsum = rows_of(grad_sum, grad_sum);
-  }
   args.weight = data(weight);
+  set_weight_rows(args, x, w);
   args.rstd = data(rstd);
   args.dx = mutable_data(dx);
   args.dw = mutable_data(dw);
   args.db = mutable_data(db);
 }
 
+BackwardCall::BackwardCall(const Options& options, const Tensor& dy_, const Tensor& x_, const OptTensor& w,
+                           const Tensor& rstd_, const OptTensor& grad_sum_, Mask3 mask)
+    : x(x_), rstd(rstd_.contiguous()) {
+  fill(options, output_type(options, x.scalar_type(), w), dy_, w, mask);
+  if (present(grad_sum_) && mask[0]) {
+    grad_sum = grad_sum_->to(x.scalar_type());
+    args.dsum = rows_of(grad_sum, grad_sum);
+  }
+}
+
+// The kernel makes dx and dgate together: they share all but their last products.
+BackwardCall::BackwardCall(const GatedOptions& options, const Tensor& dy_, const Tensor& x_,
+                           const Tensor& gate_, const OptTensor& w, const OptTensor& b, const Tensor& rstd_,
+                           Mask4 mask)
+    : x(x_), gate(gate_.to(x_.scalar_type())), rstd(rstd_.contiguous()) {
+  const bool both = mask[0] || mask[1];
+  fill(options, output_type(options, x.scalar_type(), w), dy_, w, {both, mask[2], mask[3]});
+  set_gate(args, options, gate);
+  if (!both) return;
+  bias = as_vector(b, weight_type(x, w));
+  args.bias = data(bias);
+  dgate = at::empty(x.sizes(), x.options());
+  args.dz = mutable_data(dgate);
+}
+
 Three BackwardCall::results(const OptTensor& w) const {
   const auto in_type = [&](const Tensor& t) { return t.defined() ? t.to(w->scalar_type()) : t; };
   return {dx, in_type(dw), in_type(db)};
+}
+
+Four BackwardCall::results(const Tensor& z, const OptTensor& w, Mask4 mask) const {
+  const Three others = results(w);
+  return {mask[0] ? dx : Tensor(), mask[1] ? dgate.to(z.scalar_type()) : Tensor(), std::get<1>(others),
+          std::get<2>(others)};
 }
 
 }  // namespace fused_rmsnorm

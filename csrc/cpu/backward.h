@@ -5,14 +5,19 @@
 // the write starts wherever a line of dx does. c holds r squared only: r cubed leaves fp32's range
 // for rows near 1e-13, whose dx is still an ordinary number.
 //
+// Under a gate each half computes its activation anew, and the write has a second output:
+//   Gate::last    dy * act(z) in place of dy;   dz = dy * norm(x) * act'(z)
+//   Gate::first   x * act(z) in place of x;     dz = dx * x * act'(z), then dx = dx * act(z)
+//
 // dw and db are summed in fp32 per chunk of rows, each chunk in its own partial in the workspace
 // and in the lane order of x's packs; merge adds the partials in chunk order and puts the lanes
-// back. Which thread does what changes nothing.
+// back. Which thread does what changes nothing. Of a weight of several rows see Chunks in kernels.h.
 #pragma once
 #include <cstdint>
 
 #include "../norm.h"
 #include "choose.h"
+#include "gate.h"
 #include "kernels.h"
 #include "sweep.h"
 
@@ -21,10 +26,11 @@ namespace {
 
 // What is asked of every element of a call, settled before the loops.
 struct BackwardOptions {
-  // dx of all columns (k = n) is wanted, under a weight without an offset; db is not. Else the steps
-  // look for each of these, and for dw and dsum.
+  // dx of all columns (k = n) is wanted, under one row of weight without an offset; db is not, and there
+  // is no gate. Else the steps look for each of these, and for dw and dsum.
   bool plain;
   bool dw, dsum;  // only where plain
+  Gate gate;
 };
 
 template <class Types, BackwardOptions kOptions>
@@ -36,7 +42,8 @@ class BackwardKernel {
   using T = typename Types::T;
   using Out = X;
   using Second = X;
-  static constexpr bool kPlain = kOptions.plain, kTwoOutputs = false;
+  static constexpr Gate kGate = kOptions.gate;
+  static constexpr bool kPlain = kOptions.plain, kGated = kGate != Gate::none, kTwoOutputs = kGated;
   // Beside a loop over rows, the pointers of a step do not fit into the registers.
   static constexpr bool kInline = false;
   // A weight that has to be widened is read and widened once for both halves. Of fp32, which needs no
@@ -44,12 +51,15 @@ class BackwardKernel {
   static constexpr bool kSharesLoads = sizeof(W) < sizeof(T);
   static constexpr Nans kNans = kPlain ? Types::kNans : Nans::any;
 
-  BackwardKernel(const Backward& b, T* dw, T* db)
+  // stride: from one row of a partial of dw and db to the next; 0 where it has one.
+  BackwardKernel(const Backward& b, T* dw, T* db, int64_t stride)
       : b_(b),
         dw_(dw),
         db_(db),
+        stride_(stride),
         x_distance_(prefetch_distance(b.x, b.n, sizeof(X), kPrefetchBytes)),
-        dy_distance_(prefetch_distance(b.dy, b.n, sizeof(D), kPrefetchBytes)) {}
+        dy_distance_(prefetch_distance(b.dy, b.n, sizeof(D), kPrefetchBytes)),
+        z_distance_(kGated ? prefetch_distance(b.z, b.n, sizeof(X), kPrefetchBytes) : 0) {}
 
   int64_t stat_columns() const { return b_.n; }
   int64_t columns() const { return b_.n; }
@@ -72,27 +82,31 @@ class BackwardKernel {
 
   struct Stat {
     const D *dy, *dy_ahead;  // ahead: what to prefetch
-    const X *x, *x_ahead;
+    const X *x, *x_ahead, *z, *z_ahead;
+    [[no_unique_address]] GateOptions<kGated> gate;
     Weight weight;
     Vec<T> r;
     T *dw, *db;
     bool dot;
 
+    bool rounds() const { return kGated ? gate.llama : Types::kLlama; }
     bool wants_dot() const { return kPlain || dot; }
     bool wants_dw() const { return kPlain ? kOptions.dw : dw != nullptr; }
     bool wants_db() const { return !kPlain && db; }
 
     template <class Lanes>
     [[gnu::always_inline]] void step(Pack<T>& sum, int64_t i, Lanes lanes) const {
-      const Pack<T> g = load<X>(dy + i, lanes);
+      Pack<T> g = load<X>(dy + i, lanes);
+      if constexpr (kGate == Gate::last) g = g * activate(load<X>(z + i, lanes), gate.sigmoid);
       if (wants_dot() || wants_dw()) {
-        const Pack<T> v = load<X>(x + i, lanes);
+        Pack<T> v = load<X>(x + i, lanes);
+        if constexpr (kGate == Gate::first) v = v * activate(load<X>(z + i, lanes), gate.sigmoid);
         const Pack<T> product = g * v;
         if (wants_dot()) sum = weight ? fma(product, weight(i, lanes), sum) : sum + product;
         if (wants_dw()) {
           const Pack<T> before = PlainFormat<T>::load(dw + i);
           PlainFormat<T>::store(dw + i,
-                                Types::kLlama ? fma(g, round_to<X>(v * r), before) : fma(product, r, before));
+                                rounds() ? fma(g, round_to<X>(v * r), before) : fma(product, r, before));
         }
       }
       if (wants_db()) PlainFormat<T>::store(db + i, PlainFormat<T>::load(db + i) + g);
@@ -101,56 +115,110 @@ class BackwardKernel {
     [[gnu::always_inline]] void prefetch(int64_t i) const {
       fetch<1, count>(x_ahead + i);
       fetch<1, count>(dy_ahead + i);
+      if constexpr (kGated) fetch<1, count>(z_ahead + i);
     }
   };
 
   struct Row {
     const D* dy;
-    const X *x, *dsum;
+    const X *x, *dsum, *z;
+    [[no_unique_address]] GateOptions<kGated> gate;
     Weight weight;
+    const W* bias;
     Vec<T> r, minus_c;
     int64_t k;
-    X* dx;
+    X *dx, *dz;
 
     X* out() const { return dx; }
-    X* second() const { return nullptr; }
+    X* second() const { return dz; }
     bool has_dsum() const { return kPlain ? kOptions.dsum : dsum != nullptr; }
     void skip(int64_t columns) {
       dy += columns, x += columns, dx += columns, k -= columns;
       if (weight) weight.data += columns;
       if (has_dsum()) dsum += columns;
+      if constexpr (kGated) {
+        z += columns, dz += columns;
+        if (bias) bias += columns;
+      }
     }
 
+    // dx of a norm of rows v under the gradient g.
     template <class Lanes>
-    [[gnu::always_inline]] Pack<T> value(int64_t i, Lanes lanes) const {
-      Pack<T> g = load<X>(dy + i, lanes);
+    [[gnu::always_inline]] Pack<T> dx_of(Pack<T> g, Pack<T> v, int64_t i, Lanes lanes) const {
       if (weight) g = g * weight(i, lanes);
       if (kPlain || i < k) {
-        const Pack<T> t = fma(load<X>(x + i, lanes), minus_c, g);
+        const Pack<T> t = fma(v, minus_c, g);
         g = kPlain || i + Pack<T>::width <= k ? t : choose_first<X>(k - i, t, g);
       }
       return has_dsum() ? fma(g, r, load<X>(dsum + i, lanes)) : g * r;
     }
+    // What a last gate multiplies.
+    template <class Lanes>
+    [[gnu::always_inline]] Pack<T> norm_of(Pack<T> v, int64_t i, Lanes lanes) const {
+      v = v * r;
+      if (gate.llama) v = round_to<X>(v);
+      if (weight) v = bias ? fma(v, weight(i, lanes), load<X>(bias + i, lanes)) : v * weight(i, lanes);
+      if (sizeof(W) == sizeof(X) && gate.llama) v = round_to<X>(v);
+      return v;
+    }
+
+    struct Value {
+      Pack<T> dx, dz;
+    };
+    template <class Lanes>
+    [[gnu::always_inline]] Value value(int64_t i, Lanes lanes) const {
+      const Pack<T> g = load<X>(dy + i, lanes), v = load<X>(x + i, lanes);
+      if constexpr (kGated) {
+        const Activation act = activate_with_slope(load<X>(z + i, lanes), gate.sigmoid);
+        if constexpr (kGate == Gate::last) {
+          return {dx_of(g * act.value, v, i, lanes), g * norm_of(v, i, lanes) * act.slope};
+        } else {
+          const Pack<T> d = dx_of(g, v * act.value, i, lanes);
+          return {d * act.value, d * v * act.slope};
+        }
+      } else {
+        return {dx_of(g, v, i, lanes), Pack<T>{}};
+      }
+    }
     template <class Dest>
-    [[gnu::always_inline]] void store(Pack<T> v, Dest dest, X* to, X*) const {
-      cpu::store<X, kNans>(to, v, dest);
+    [[gnu::always_inline]] void store(const Value& v, Dest dest, X* to, X* to_dz) const {
+      cpu::store<X, kNans>(to, v.dx, dest);
+      if constexpr (kGated) cpu::store<X, kNans>(to_dz, v.dz, dest);
     }
   };
 
   Stat stat_of(int64_t m) const {
     const D* const dy = row_at<D>(b_.dy, m);
     const X* const x = row_at<X>(b_.x, m);
-    return {dy, dy + dy_distance_, x, x + x_distance_, weight(), splat(rstd(m)), dw_, db_, writes()};
+    const X* const z = kGated ? row_at<X>(b_.z, m) : nullptr;
+    const int64_t w = kPlain ? 0 : weight_row(b_, m), at = kPlain ? 0 : w * stride_;
+    return {dy,
+            dy + dy_distance_,
+            x,
+            x + x_distance_,
+            z,
+            kGated ? z + z_distance_ : nullptr,
+            {b_.sigmoid, b_.llama},
+            weight(w),
+            splat(rstd(m)),
+            kPlain || dw_ ? dw_ + at : nullptr,
+            !kPlain && db_ ? db_ + at : nullptr,
+            writes()};
   }
   Row row_of(int64_t m, int slot) const {
+    const int64_t w = kPlain ? 0 : weight_row(b_, m);
     return {row_at<D>(b_.dy, m),
             row_at<X>(b_.x, m),
             b_.dsum.data ? row_at<X>(b_.dsum, m) : nullptr,
-            weight(),
+            kGated ? row_at<X>(b_.z, m) : nullptr,
+            {b_.sigmoid, b_.llama},
+            weight(w),
+            kGated && b_.bias ? static_cast<const W*>(b_.bias) + w * b_.n : nullptr,
             splat(rstd(m)),
             splat(-c_[slot]),
             b_.k,
-            static_cast<X*>(b_.dx) + m * b_.n};
+            static_cast<X*>(b_.dx) + m * b_.n,
+            kGated ? static_cast<X*>(b_.dz) + m * b_.n : nullptr};
   }
 
   void finish(int64_t m, int count, const T* sums) {
@@ -162,23 +230,28 @@ class BackwardKernel {
 
  private:
   T rstd(int64_t m) const { return upper_nan(static_cast<const T*>(b_.rstd)[m]); }
-  Weight weight() const {
-    return {static_cast<const W*>(b_.weight), splat(static_cast<T>(b_.weight_offset)), b_.weight_offset != 0};
+  Weight weight(int64_t row) const {
+    const W* const first = static_cast<const W*>(b_.weight);
+    return {kPlain || first ? first + row * b_.n : nullptr, splat(static_cast<T>(b_.weight_offset)),
+            b_.weight_offset != 0};
   }
 
   const Backward& b_;
   T *const dw_, *const db_;
-  const int64_t x_distance_, dy_distance_;
+  const int64_t stride_, x_distance_, dy_distance_, z_distance_;
   T c_[kMaxBlock] = {};
 };
 
-// One chunk: its rows, and its partials of dw and db (nullptr: not wanted).
+// One chunk: its rows, its partials of dw and db (nullptr: not wanted), and from row to row of these.
 template <class Types, BackwardOptions kOptions>
 void backward_rows(const Backward& b, int64_t first, int64_t last, typename Types::T* dw,
-                   typename Types::T* db, bool stream) {
+                   typename Types::T* db, int64_t stride, bool stream) {
   using Kernel = BackwardKernel<Types, kOptions>;
-  Kernel kernel(b, dw, db);
-  stream ? Sweep<true, Kernel>::rows(kernel, first, last) : Sweep<false, Kernel>::rows(kernel, first, last);
+  Kernel kernel(b, dw, db, stride);
+  if constexpr (kStreams<kOptions.gate>) {
+    if (stream) return Sweep<true, Kernel>::rows(kernel, first, last);
+  }
+  Sweep<false, Kernel>::rows(kernel, first, last);
 }
 
 // Apart from its callers, or it would become a memset, whose rep stosb is slow to start.
@@ -187,28 +260,38 @@ template <class T>
   for (int64_t i = 0; i < count; ++i) p[i] = value;
 }
 
-template <class Types>
+inline int64_t first_row(const Backward& b, const Chunks& plan, int64_t run) {
+  if (plan.runs == 1) return 0;
+  const int64_t turns = plan.runs / b.weight_rows;
+  return (run % turns * b.weight_rows + run / turns) * b.weight_share;
+}
+
+template <class Types, Gate kGate>
 void backward_chunks(const Backward& b, const Chunks& plan, int64_t begin, int64_t end, bool stream) {
   using T = typename Types::T;
-  using Run = void (*)(const Backward&, int64_t, int64_t, T*, T*, bool);
-  Run run = backward_rows<Types, BackwardOptions{}>;
-  const bool plain = b.dx && b.weight && b.weight_offset == 0 && b.k == b.n && !b.db;
-  if constexpr (Types::kSettled) {
-    if (plain && b.dw && b.dsum.data) run = backward_rows<Types, BackwardOptions{true, true, true}>;
-    if (plain && b.dw && !b.dsum.data) run = backward_rows<Types, BackwardOptions{true, true, false}>;
-    if (plain && !b.dw && !b.dsum.data) run = backward_rows<Types, BackwardOptions{true, false, false}>;
+  using Run = void (*)(const Backward&, int64_t, int64_t, T*, T*, int64_t, bool);
+  Run run = backward_rows<Types, BackwardOptions{false, false, false, kGate}>;
+  const bool plain = b.dx && b.weight && b.weight_rows == 1 && b.weight_offset == 0 && b.k == b.n && !b.db;
+  if constexpr (Types::kSettled && kGate == Gate::none) {
+    constexpr Gate none = Gate::none;
+    if (plain && b.dw && b.dsum.data) run = backward_rows<Types, BackwardOptions{true, true, true, none}>;
+    if (plain && b.dw && !b.dsum.data) run = backward_rows<Types, BackwardOptions{true, true, false, none}>;
+    if (plain && !b.dw && !b.dsum.data) run = backward_rows<Types, BackwardOptions{true, false, false, none}>;
   }
   for (int64_t c = begin; c < end; ++c) {
     T* const partial = static_cast<T*>(b.workspace) + c * plan.per_chunk;
+    const int64_t size = plan.rows_per_partial * plan.stride;
     T* const dw = b.dw ? partial : nullptr;
-    T* const db = b.db ? partial + (b.dw ? plan.stride : 0) : nullptr;
+    T* const db = b.db ? partial + (b.dw ? size : 0) : nullptr;
     // To what leaves a first row as it is, its zeros' signs included: dy is added to -0; x * dy * r by an
     // fma, to +0.
-    if (dw) fill(dw, plan.stride, T{0});
-    if (db) fill(db, plan.stride, -T{0});
-    const int64_t first = c * plan.rows_per_chunk;
-    const int64_t last = first + plan.rows_per_chunk < b.rows ? first + plan.rows_per_chunk : b.rows;
-    run(b, first, last, dw, db, stream);
+    if (dw) fill(dw, size, T{0});
+    if (db) fill(db, size, -T{0});
+    const int64_t start = first_row(b, plan, c / plan.count), end_of_run = start + plan.rows_per_run;
+    const int64_t first = start + c % plan.count * plan.rows_per_chunk;
+    const int64_t last = first + plan.rows_per_chunk;
+    run(b, first, last < end_of_run ? last : end_of_run, dw, db, plan.rows_per_partial > 1 ? plan.stride : 0,
+        stream);
   }
 }
 
@@ -234,7 +317,7 @@ template <class X, class W>
 void merge_columns(W* out, const Compute<X>* partials, const Chunks& chunks, int64_t begin, int64_t end) {
   constexpr int width = Pack<Compute<X>>::width;
   for (int64_t i = begin - begin % width; i < end; i += width) {
-    const auto sum = add_partials(partials + i, chunks.count, chunks.per_chunk);
+    const auto sum = add_partials(partials + i, chunks.partials, chunks.per_chunk);
     if (i >= begin && i + width <= end) {
       store<X, Nans::any>(out + i, sum, Full{});
     } else {
@@ -247,8 +330,29 @@ void merge_columns(W* out, const Compute<X>* partials, const Chunks& chunks, int
   }
 }
 
+// Columns [begin, end) of all rows of one gradient, whose partials begin at `partials`.
+template <class X, class W>
+void merge_rows(const Backward& b, W* out, const Compute<X>* partials, const Chunks& plan, int64_t begin,
+                int64_t end) {
+  for (int64_t row = begin / b.n, at = row * b.n; at < end; ++row, at += b.n) {
+    const int64_t first = begin > at ? begin - at : 0, last = end - at < b.n ? end - at : b.n;
+    const int64_t place =
+        plan.rows_per_partial > 1 ? row * plan.stride : row * plan.partials * plan.per_chunk;
+    merge_columns<X>(out + at, partials + place, plan, first, last);
+  }
+}
+
+template <Gate kGate>
+void gated_backward(const Backward& b, const Chunks& plan, int64_t begin, int64_t end, bool stream) {
+  visit_gated_types<kGate>(
+      b, [&]<class Types>(Types) { backward_chunks<Types, kGate>(b, plan, begin, end, stream); });
+}
+
 void backward(const Backward& b, const Chunks& plan, int64_t begin, int64_t end, bool stream) {
-  visit_types(b, [&]<class Types>(Types) { backward_chunks<Types>(b, plan, begin, end, stream); });
+  if (b.gate == Gate::first) return gated_backward<Gate::first>(b, plan, begin, end, stream);
+  if (b.gate == Gate::last) return gated_backward<Gate::last>(b, plan, begin, end, stream);
+  visit_types(b,
+              [&]<class Types>(Types) { backward_chunks<Types, Gate::none>(b, plan, begin, end, stream); });
 }
 
 void merge(const Backward& b, const Chunks& plan, int64_t begin, int64_t end) {
@@ -256,10 +360,9 @@ void merge(const Backward& b, const Chunks& plan, int64_t begin, int64_t end) {
     using X = typename Types::X;
     using W = typename Types::W;
     const auto* const partials = static_cast<const typename Types::T*>(b.workspace);
-    if (b.dw) merge_columns<X>(static_cast<W*>(b.dw), partials, plan, begin, end);
-    if (b.db) {
-      merge_columns<X>(static_cast<W*>(b.db), partials + (b.dw ? plan.stride : 0), plan, begin, end);
-    }
+    const int64_t after_dw = b.dw ? plan.rows_per_partial * plan.stride : 0;
+    if (b.dw) merge_rows<X>(b, static_cast<W*>(b.dw), partials, plan, begin, end);
+    if (b.db) merge_rows<X>(b, static_cast<W*>(b.db), partials + after_dw, plan, begin, end);
   });
 }
 

@@ -85,17 +85,36 @@ bool supported(const Kernels&) { return true; }
 // few per cent of the rows' own traffic. The first eight may have four rows each, for otherwise 16 rows
 // of 4096 would keep one thread only. A power of two, so that two, four or eight threads get equal shares
 // (80 x 1000: four chunks of 20 rows, not five, of 17 and 12). No chunk has more than 1024 rows, though:
-// the error of a column's sum grows with the rows that are added one after the other. From rows and n alone.
+// the error of a column's sum grows with the rows that are added one after the other. From sizes alone.
+//
+// Under several rows of weight, rows are counted by row of the weight. Runs are what chunks are cut from
+// where one turn through the weight's rows is all there is, and where they are few or long.
 Chunks plan(const Backward& b) {
-  const int64_t grain = ceil_div(kBackwardGrain, b.n);
-  const auto least_rows = [&](int64_t count) { return std::max<int64_t>(grain, count <= 8 ? 4 : 16); };
-  int64_t count = 1;
-  while (b.rows > 1024 * count || (count < 128 && b.rows >= 2 * count * least_rows(2 * count))) count *= 2;
+  constexpr int64_t kMost = 128, kMostRows = 1024;
+  const int64_t turns = b.rows / (b.weight_rows * b.weight_share);
+  const bool few = b.weight_share > 1 && turns * b.weight_rows <= kMost;
+  const bool by_runs = b.weight_rows > 1 && (turns == 1 || few || b.weight_share > kMostRows);
   Chunks c;
-  c.rows_per_chunk = std::max<int64_t>(1, ceil_div(b.rows, count));
-  c.count = ceil_div(b.rows, c.rows_per_chunk);
+  c.runs = by_runs ? turns * b.weight_rows : 1;
+  c.rows_per_run = b.rows / c.runs;
+  // Chunks are made of units: rows, or whole turns, that have `share` rows for each of the weight.
+  const int64_t unit = by_runs ? 1 : b.weight_rows * b.weight_share, share = by_runs ? 1 : b.weight_share;
+  const int64_t units = c.rows_per_run / unit, grain = ceil_div(kBackwardGrain, unit * b.n);
+  const auto least_units = [&](int64_t count) {
+    return std::max<int64_t>(grain, ceil_div(count <= 8 ? 4 : 16, share));
+  };
+  int64_t count = 1;
+  while (units * share > kMostRows * count ||
+         (2 * c.runs * count <= kMost && units >= 2 * count * least_units(2 * c.runs * count))) {
+    count *= 2;
+  }
+  const int64_t units_per_chunk = std::max<int64_t>(1, ceil_div(units, count));
+  c.rows_per_chunk = units_per_chunk * unit;
+  c.count = ceil_div(units, units_per_chunk);
+  c.rows_per_partial = by_runs ? 1 : b.weight_rows;
+  c.partials = by_runs ? turns * c.count : c.count;
   c.stride = ceil_div(b.n, kLine) * kLine;
-  c.per_chunk = c.stride * ((b.dw ? 1 : 0) + (b.db ? 1 : 0));
+  c.per_chunk = c.rows_per_partial * c.stride * ((b.dw ? 1 : 0) + (b.db ? 1 : 0));
   return c;
 }
 
@@ -112,17 +131,24 @@ int64_t forward_grain(const Forward& f) { return ceil_div(kForwardGrain, f.n); }
 
 int64_t backward_workspace(const Backward& b) {
   const Chunks c = plan(b);
-  return c.count * c.per_chunk * (b.x_dtype == Dtype::f64 ? 8 : 4);
+  return c.runs * c.count * c.per_chunk * (b.x_dtype == Dtype::f64 ? 8 : 4);
 }
 
-int64_t backward_chunks(const Backward& b) { return plan(b).count; }
+int64_t backward_chunks(const Backward& b) {
+  const Chunks c = plan(b);
+  return c.runs * c.count;
+}
+
+int64_t backward_grain(const Backward& b) { return ceil_div(kBackwardGrain, plan(b).rows_per_chunk * b.n); }
 
 void backward(const Backward& b, int64_t chunk_begin, int64_t chunk_end) {
   const int64_t size = size_of(b.x_dtype);
   const Chunks chunks = plan(b);
-  run_faster(
-      chunk_begin, chunk_end, chunks.rows_per_chunk * b.n * size, b.dx && can_stream(b.n, size),
-      [&](int64_t begin, int64_t end, bool stream) { kernels.backward(b, chunks, begin, end, stream); });
+  const bool both_aligned = b.gate == Gate::none || offset_in_line(b.dx) == offset_in_line(b.dz);
+  run_faster(chunk_begin, chunk_end, chunks.rows_per_chunk * b.n * size,
+             b.dx && both_aligned && can_stream(b.n, size), [&](int64_t begin, int64_t end, bool stream) {
+               kernels.backward(b, chunks, begin, end, stream);
+             });
 }
 
 void backward_merge(const Backward& b, int64_t col_begin, int64_t col_end) {

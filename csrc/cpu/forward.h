@@ -1,11 +1,13 @@
 // The forward body: y = x * r * (offset + w) + b, optionally of x + residual, which is then written
 // too. The residual sum is computed (and rounded) twice, once for the statistic and once for the
-// write: that costs arithmetic but neither a copy of the row nor a second trip to memory.
+// write: that costs arithmetic but neither a copy of the row nor a second trip to memory. So is a gate
+// that goes ahead of the norm.
 #pragma once
 #include <cstdint>
 
 #include "../norm.h"
 #include "choose.h"
+#include "gate.h"
 #include "sweep.h"
 
 namespace fused_rmsnorm::cpu {
@@ -14,8 +16,9 @@ namespace {
 // What is asked of every element of a call, settled before the loops.
 struct ForwardOptions {
   bool add;     // x + residual
-  bool plain;   // a weight, neither offset nor bias. Else the steps look for each of the three
+  bool plain;   // one row of weight, neither offset nor bias nor gate. Else the steps look for them
   bool stream;  // written past the caches
+  Gate gate;
 };
 
 template <class Types, ForwardOptions kOptions>
@@ -28,6 +31,9 @@ class ForwardKernel {
   using Out = Y;
   using Second = X;
   static constexpr bool kAdd = kOptions.add, kPlain = kOptions.plain;
+  static constexpr Gate kGate = kOptions.gate;
+  static constexpr bool kGated = kGate != Gate::none;
+  static constexpr bool kOther = kAdd || kGated;  // a second input of x's shape
   static constexpr bool kTwoOutputs = kAdd, kInline = true, kSharesLoads = false;
   static constexpr Nans kNans = kPlain ? Types::kNans : Nans::any;
   static constexpr int kLevel = kOptions.stream ? 2 : 1;
@@ -36,7 +42,7 @@ class ForwardKernel {
   explicit ForwardKernel(const Forward& f)
       : f_(f),
         distance_(prefetch_distance(f.x, f.n, sizeof(X), kAhead)),
-        residual_distance_(kAdd ? prefetch_distance(f.residual, f.n, sizeof(X), kAhead) : 0) {}
+        other_distance_(kOther ? prefetch_distance(kAdd ? f.residual : f.z, f.n, sizeof(X), kAhead) : 0) {}
 
   int64_t stat_columns() const { return f_.k; }
   int64_t columns() const { return f_.n; }
@@ -45,15 +51,28 @@ class ForwardKernel {
 
   // A row before normalisation.
   struct Input {
-    const X *x, *residual;
+    const X* x;
+    const X* other;  // the residual's row, or the gate's
+    [[no_unique_address]] GateOptions<kGated> gate;
 
     template <class Lanes>
     [[gnu::always_inline]] typename Format<X>::Raw raw(int64_t i, Lanes lanes) const {
       if constexpr (kAdd) {
-        return narrow<X>(load<X>(x + i, lanes) + load<X>(residual + i, lanes));
+        return narrow<X>(load<X>(x + i, lanes) + load<X>(other + i, lanes));
       } else {
         return load_raw(x + i, lanes);
       }
+    }
+    template <class Lanes>
+    [[gnu::always_inline]] Pack<T> act(int64_t i, Lanes lanes) const {
+      return activate(load<X>(other + i, lanes), gate.sigmoid);
+    }
+    // What is normalised, of what raw(i) gave.
+    template <class Lanes>
+    [[gnu::always_inline]] Pack<T> widen(typename Format<X>::Raw raw, int64_t i, Lanes lanes) const {
+      const Pack<T> v = Format<X>::widen(raw);
+      if constexpr (kGate == Gate::first) return v * act(i, lanes);
+      return v;
     }
   };
 
@@ -62,13 +81,13 @@ class ForwardKernel {
 
     template <class Lanes>
     [[gnu::always_inline]] void step(Pack<T>& sum, int64_t i, Lanes lanes) const {
-      const Pack<T> v = Format<X>::widen(in.raw(i, lanes));
+      const Pack<T> v = in.widen(in.raw(i, lanes), i, lanes);
       sum = fma(v, v, sum);
     }
     template <int count>
     [[gnu::always_inline]] void prefetch(int64_t i) const {
       fetch<kLevel, count>(ahead.x + i);
-      if constexpr (kAdd) fetch<kLevel, count>(ahead.residual + i);
+      if constexpr (kOther) fetch<kLevel, count>(ahead.other + i);
     }
   };
 
@@ -81,11 +100,13 @@ class ForwardKernel {
     Y* y;
     X* sum;
 
+    bool rounds() const { return kGate == Gate::none ? Types::kLlama : in.gate.llama; }
     Y* out() const { return y; }
     X* second() const { return sum; }
     void skip(int64_t columns) {
       in.x += columns, y += columns;
-      if constexpr (kAdd) in.residual += columns, sum += columns;
+      if constexpr (kOther) in.other += columns;
+      if constexpr (kAdd) sum += columns;
       if (kPlain || weight) weight += columns;
       if (!kPlain && bias) bias += columns;
     }
@@ -97,12 +118,16 @@ class ForwardKernel {
     template <class Lanes>
     [[gnu::always_inline]] Value value(int64_t i, Lanes lanes) const {
       const auto raw = in.raw(i, lanes);
-      Pack<T> v = Format<X>::widen(raw) * r;
-      if constexpr (Types::kLlama) v = round_to<X>(v);
+      Pack<T> v = in.widen(raw, i, lanes) * r;
+      if (rounds()) v = round_to<X>(v);
       if (kPlain || weight) {
         Pack<T> w = load<X>(weight + i, lanes);
         if (!kPlain && has_offset) w = w + Pack<T>{offset, offset};
         v = !kPlain && bias ? fma(v, w, load<X>(bias + i, lanes)) : v * w;
+      }
+      if constexpr (kGate == Gate::last) {
+        if (sizeof(W) == sizeof(X) && rounds()) v = round_to<X>(v);
+        v = v * in.act(i, lanes);
       }
       return {raw, v};
     }
@@ -113,15 +138,16 @@ class ForwardKernel {
     }
   };
 
-  Stat stat_of(int64_t m) const {
+  [[gnu::always_inline]] Stat stat_of(int64_t m) const {
     const Input in = input(m);
-    return {in, {in.x + distance_, kAdd ? in.residual + residual_distance_ : nullptr}};
+    return {in, {in.x + distance_, kOther ? in.other + other_distance_ : nullptr, in.gate}};
   }
-  Row row_of(int64_t m, int slot) const {
+  [[gnu::always_inline]] Row row_of(int64_t m, int slot) const {
+    const int64_t w = kPlain ? 0 : weight_row(f_, m) * f_.n;
     return {input(m),
             splat(rstd_[slot]),
-            static_cast<const W*>(f_.weight),
-            static_cast<const W*>(f_.bias),
+            kPlain || f_.weight ? static_cast<const W*>(f_.weight) + w : nullptr,
+            !kPlain && f_.bias ? static_cast<const W*>(f_.bias) + w : nullptr,
             splat(static_cast<T>(f_.weight_offset)),
             f_.weight_offset != 0,
             static_cast<Y*>(f_.y) + m * f_.n,
@@ -144,28 +170,40 @@ class ForwardKernel {
   }
 
  private:
-  Input input(int64_t m) const { return {row_at<X>(f_.x, m), kAdd ? row_at<X>(f_.residual, m) : nullptr}; }
+  [[gnu::always_inline]] Input input(int64_t m) const {
+    return {row_at<X>(f_.x, m),
+            kOther ? row_at<X>(kAdd ? f_.residual : f_.z, m) : nullptr,
+            {f_.sigmoid, f_.llama}};
+  }
 
   const Forward& f_;
-  const int64_t distance_, residual_distance_;
+  const int64_t distance_, other_distance_;
   T rstd_[kMaxBlock] = {};
 };
 
-template <class Types, bool kAdd, bool kPlain>
+template <class Types, bool kAdd, bool kPlain, Gate kGate = Gate::none>
 void forward_rows(const Forward& f, int64_t begin, int64_t end, bool stream) {
   // Two outputs stream only line by line together.
-  if constexpr (!kAdd || sizeof(typename Types::X) == sizeof(typename Types::Y)) {
+  if constexpr (kStreams<kGate> && (!kAdd || sizeof(typename Types::X) == sizeof(typename Types::Y))) {
     if (stream) {
-      ForwardKernel<Types, ForwardOptions{kAdd, kPlain, true}> kernel(f);
+      ForwardKernel<Types, ForwardOptions{kAdd, kPlain, true, kGate}> kernel(f);
       return Sweep<true, decltype(kernel)>::rows(kernel, begin, end);
     }
   }
-  ForwardKernel<Types, ForwardOptions{kAdd, kPlain, false}> kernel(f);
+  ForwardKernel<Types, ForwardOptions{kAdd, kPlain, false, kGate}> kernel(f);
   Sweep<false, decltype(kernel)>::rows(kernel, begin, end);
 }
 
+template <Gate kGate>
+void gated_forward(const Forward& f, int64_t begin, int64_t end, bool stream) {
+  visit_gated_types<kGate>(
+      f, [&]<class Types>(Types) { forward_rows<Types, false, false, kGate>(f, begin, end, stream); });
+}
+
 void forward(const Forward& f, int64_t begin, int64_t end, bool stream) {
-  const bool plain = f.weight && !f.bias && f.weight_offset == 0;
+  if (f.gate == Gate::first) return gated_forward<Gate::first>(f, begin, end, stream);
+  if (f.gate == Gate::last) return gated_forward<Gate::last>(f, begin, end, stream);
+  const bool plain = f.weight && f.weight_rows == 1 && !f.bias && f.weight_offset == 0;
   visit_types(f, [&]<class Types>(Types) {
     settle(f.residual.data != nullptr, [&](auto add) {
       settle<Types::kSettled>(plain, [&](auto is_plain) {

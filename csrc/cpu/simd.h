@@ -62,6 +62,7 @@ struct Pack {
   [[gnu::always_inline]] friend Pack operator-(Pack x, Pack y) { return {x.a - y.a, x.b - y.b}; }
   [[gnu::always_inline]] friend Pack operator*(Pack x, Pack y) { return {x.a * y.a, x.b * y.b}; }
   [[gnu::always_inline]] friend Pack operator*(Pack x, Vec<T> y) { return {x.a * y, x.b * y}; }
+  [[gnu::always_inline]] friend Pack operator/(Pack x, Pack y) { return {x.a / y.a, x.b / y.b}; }
 };
 
 // x * y + z, rounded once where the instruction set can (never left to -ffp-contract).

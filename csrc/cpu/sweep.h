@@ -36,6 +36,12 @@ template <class E>
   return static_cast<const E*>(rows.data) + offset;
 }
 
+// The row of the weight that row i of a call takes.
+template <class Call>
+[[gnu::always_inline]] inline int64_t weight_row(const Call& call, int64_t i) {
+  return call.weight_rows == 1 ? 0 : i / call.weight_share % call.weight_rows;
+}
+
 // Elements from a place in one row to the place to prefetch: `bytes` ahead where rows follow each
 // other, else the same column of a row that lies about as far ahead.
 inline int64_t prefetch_distance(const Rows& rows, int64_t n, int64_t size, int64_t bytes) {

@@ -74,6 +74,52 @@ def test_any_shape(device, data, leading, n, dtype, weight_type, layout, o, seed
     assert_backward(grads, x, w, b, dy, o)
 
 
+def test_what_is_fused():
+    """On the CPU: no operation of the composite in either direction, unless rows that share a row
+    of the weight lie around and within those of others."""
+    x = numbers((BATCH, TOKENS, HEADS, D), torch.bfloat16, "cpu", 0)
+    for shape in SHAPES:
+        w = numbers(shape, torch.float32, "cpu", 1)
+        with torch.profiler.profile() as profile:
+            run(x, w, w, x, Options(1e-6))
+        composed = "aten::rsqrt" in {event.key for event in profile.key_averages()}
+        assert composed == (shape == (BATCH, 1, HEADS, D)), shape
+
+
+@pytest.mark.parametrize(
+    ("leading", "weight"),
+    [
+        ((300, 8), (8,)),
+        ((9, 300), (9, 1)),
+        ((2, 3, 200), (3, 1)),
+        ((200, 5, 3), (5, 1)),
+        ((64,), (64,)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_bits(leading, weight, dtype):
+    """The same with 1, 2 and 3 threads, each time, and of a row alone under its own weight."""
+    n = 65
+    x, dy = (numbers((*leading, n), dtype, "cpu", i) for i in (0, 1))
+    w, b = (numbers((*weight, n), dtype, "cpu", i) for i in (2, 3))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = run(x, w, b, dy, Options(1e-6))
+        for threads in (1, 2, 3, 3):
+            torch.set_num_threads(threads)
+            for a, e in zip(run(x, w, b, dy, Options(1e-6)), expected, strict=True):
+                assert same_bits(a, e)
+    finally:
+        torch.set_num_threads(before)
+    i = tuple(size // 2 for size in leading)
+    row = lambda t: t.expand_as(x)[i]  # noqa: E731
+    alone = run(x[i], row(w), row(b), dy[i], Options(1e-6))
+    for a, e in zip(alone[:2], expected, strict=False):
+        assert same_bits(a, e[i])
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_row_has_its_weight(device, shape):
     """The rows under one row of the weight are normalised as under a weight of their own."""

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fused_rmsnorm import RMSNorm, replace_rms_norm_
+from fused_rmsnorm import RMSNorm, RMSNormGated, replace_rms_norm_
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -69,8 +70,8 @@ def rows() -> list[Row]:
 ROWS = rows()
 
 
-def inputs(dtype: torch.dtype) -> Tensor:
-    random = torch.Generator().manual_seed(0)
+def inputs(dtype: torch.dtype, seed: int = 0) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
     return torch.randn(64, N, generator=random).to(dtype)
 
 
@@ -103,17 +104,20 @@ def test_row(row: Row) -> None:
     new = swapped["norm"]
     assert (new.casting_mode, new.weight_offset) == row.options
     assert new.eps == row.eps
+    gated = isinstance(new, RMSNormGated)
+    assert gated == ("Gated" in row.name)
+    kind = partial(RMSNormGated, norm_before_gate=new.norm_before_gate) if gated else RMSNorm
     # The definition of the row by hand, against the class; and no other options would do.
     for x_type in TYPES:
         for w_type in {x_type} if row.of_weight else {x_type, torch.float32}:
             norm.to(w_type)
-            x = inputs(x_type)
-            want = norm(x)
+            given = [inputs(x_type, seed) for seed in range(2 if gated else 1)]
+            want = norm(*given)
             difference = {}
             for mode, offset in OPTIONS:
-                ours = RMSNorm(N, row.eps, weight_offset=offset, casting_mode=mode, dtype=w_type)
+                ours = kind(N, row.eps, weight_offset=offset, casting_mode=mode, dtype=w_type)
                 ours.load_state_dict(norm.state_dict())
-                difference[mode, offset] = differing(ours(x), want)
+                difference[mode, offset] = differing(ours(*given), want)
             assert difference[row.options] < 0.002, (x_type, w_type)
             others = {k: v for k, v in difference.items() if k != row.options}
             if x_type == torch.float32:  # nothing is rounded: only the offset tells

@@ -3,7 +3,8 @@
 // Error bounds, u = 2^-24 (2^-53 for f64). A sum over m columns runs in at least 8 (f64: 4) lane
 // accumulators of two roundings a step, and their total takes a few more: its error is at most
 // (m / lanes * 2 + 10) u times the sum of magnitudes. Half of that reaches 1/sqrt of a sum of
-// squares. Each product adds u, and storing half the spacing of the output's dtype.
+// squares. Each product adds u, and storing half the spacing of the output's dtype. Of an activation:
+// 2 u in its exponential, and one in each of the four steps after it at most.
 #pragma once
 #include <cstdio>
 #include <cstring>
@@ -41,6 +42,9 @@ struct Shape {
   int64_t head_gap = 0;                   // elements between heads
   int64_t x_shift = 0, out_shift = 0;     // elements past a cache line
   bool dx = true, dw = true, db = false;  // of the backward; residual: with dsum
+  int64_t weight_rows = 1, weight_share = 1;
+  Gate gate = Gate::none;
+  bool sigmoid = false;
 
   std::string describe() const {
     return std::string(name(types.x)) + "/" + name(types.w) + "/" + name(types.y) +
@@ -49,9 +53,25 @@ struct Shape {
            " head gap " + std::to_string(head_gap) + (weight ? "" : " no weight") + (bias ? " bias" : "") +
            (residual ? " residual" : "") + " offset " + std::to_string(offset) + " shifts " +
            std::to_string(x_shift) + " " + std::to_string(out_shift) + (dx ? " dx" : "") + (dw ? " dw" : "") +
-           (db ? " db" : "");
+           (db ? " db" : "") + " weight rows " + std::to_string(weight_rows) + " share " +
+           std::to_string(weight_share) +
+           (gate == Gate::none   ? ""
+            : gate == Gate::last ? " gate last"
+                                 : " gate first") +
+           (sigmoid ? " sigmoid" : "");
   }
+  int64_t weight_row(int64_t row) const { return row / weight_share % weight_rows; }
 };
+
+// act(z), its slope, and the terms that the slope is the sum of.
+struct Activation {
+  double value, slope, slope_size;
+};
+inline Activation activation(double z, bool sigmoid) {
+  const double s = 1 / (1 + std::exp(-z)), c = 1 / (1 + std::exp(z));
+  return sigmoid ? Activation{s, s * c, s * c} : Activation{z * s, s + z * s * c, s + std::fabs(z) * s * c};
+}
+constexpr double kActivationError = 6;  // units of u
 
 inline Dtype compute_type(Dtype x) { return x == Dtype::f64 ? Dtype::f64 : Dtype::f32; }
 
@@ -80,19 +100,21 @@ inline void copy(Array& to, const Array& from) {
 
 struct ForwardProblem {
   Shape s;
-  Array x, residual, weight, bias, y, sum, rstd;
+  Array x, residual, z, weight, bias, y, sum, rstd;
 
   ForwardProblem(const Shape& shape, Random& random)
       : s(shape),
         x(s.types.x, extent(s), s.x_shift),
         residual(s.types.x, s.residual ? extent(s) : 0, s.x_shift),
-        weight(s.types.w, s.n, s.x_shift),
-        bias(s.types.w, s.n),
+        z(s.types.x, s.gate != Gate::none ? extent(s) : 0, s.x_shift),
+        weight(s.types.w, s.weight_rows * s.n, s.x_shift),
+        bias(s.types.w, s.weight_rows * s.n),
         y(s.types.y, s.rows * s.n, s.out_shift),
         sum(s.types.x, s.residual ? s.rows * s.n : 0, s.out_shift),
         rstd(compute_type(s.types.x), s.rows) {
     random.fill(x, -3, 3);
     random.fill(residual, -3, 3);
+    random.fill(z, -6, 6);
     random.fill(weight, -2, 2);
     random.fill(bias, -2, 2);
   }
@@ -109,13 +131,16 @@ struct ForwardProblem {
     f.y = y.data();
     f.sum = s.residual ? sum.data() : nullptr;
     f.rstd = s.want_rstd ? rstd.data() : nullptr;
+    f.weight_rows = s.weight_rows, f.weight_share = s.weight_share;
+    f.gate = s.gate, f.sigmoid = s.sigmoid;
+    if (s.gate != Gate::none) f.z = rows_of(z, s);
     return f;
   }
 };
 
 struct BackwardProblem {
   Shape s;
-  Array dy, x, dsum, weight, rstd, dx, dw, db, workspace;
+  Array dy, x, dsum, z, weight, bias, rstd, dx, dz, dw, db, workspace;
 
   BackwardProblem(const Shape& shape, Random& random,
                   int64_t (*workspace_bytes)(const Backward&) = cpu::backward_workspace)
@@ -123,15 +148,20 @@ struct BackwardProblem {
         dy(s.types.y, extent(s), s.x_shift),
         x(s.types.x, extent(s), s.x_shift),
         dsum(s.types.x, s.residual ? extent(s) : 0, s.x_shift),
-        weight(s.types.w, s.n, s.x_shift),
+        z(s.types.x, s.gate != Gate::none ? extent(s) : 0, s.x_shift),
+        weight(s.types.w, s.weight_rows * s.n, s.x_shift),
+        bias(s.types.w, s.weight_rows * s.n),
         rstd(compute_type(s.types.x), s.rows),
         dx(s.types.x, s.rows * s.n, s.out_shift),
-        dw(s.types.w, s.n),
-        db(s.types.w, s.n) {
+        dz(s.types.x, s.gate != Gate::none ? s.rows * s.n : 0, s.out_shift),
+        dw(s.types.w, s.weight_rows * s.n),
+        db(s.types.w, s.weight_rows * s.n) {
     random.fill(dy, -2, 2);
     random.fill(x, -3, 3);
     random.fill(dsum, -2, 2);
+    random.fill(z, -6, 6);
     random.fill(weight, -2, 2);
+    random.fill(bias, -2, 2);
     random.fill(rstd, 0.3, 1.5);
     const Backward b = args();
     workspace = Array(Dtype::f32, workspace_bytes(b) / 4, 0);
@@ -151,6 +181,12 @@ struct BackwardProblem {
     if (s.dw) b.dw = dw.data();
     if (s.db) b.db = db.data();
     b.workspace = workspace.data();
+    b.weight_rows = s.weight_rows, b.weight_share = s.weight_share;
+    b.gate = s.gate, b.sigmoid = s.sigmoid;
+    if (s.gate == Gate::none) return b;
+    b.z = rows_of(z, s);
+    if (s.bias && s.weight) b.bias = bias.data();
+    if (s.dx) b.dz = dz.data();
     return b;
   }
 };
@@ -181,11 +217,19 @@ inline double sum_error(Dtype x, int64_t columns) {
 }
 inline double half_spacing(Dtype d, double v) { return spacing(d, v) / 2 * (1 + 1e-9); }
 
+// v, which is off by up to `error`, as it is rounded; near a tie that may go either way.
+inline void round_between(Dtype d, double& v, double& error) {
+  const double low = round_to(d, v - error), high = round_to(d, v + error);
+  v = round_to(d, v);
+  error = std::max(high - v, v - low);
+}
+
 inline void check_forward(ForwardProblem& p, Checker& check, const std::string& what) {
   const Shape& s = p.s;
   const double u = unit(s.types.x);
   for (int64_t m = 0; m < s.rows; ++m) {
-    std::vector<double> h(s.n);
+    std::vector<double> h(s.n), act(s.n, 1);
+    const int64_t w_row = s.weight_row(m) * s.n;
     double squares = 0;
     for (int64_t j = 0; j < s.n; ++j) {
       h[j] = p.x[place(s, m, j)];
@@ -195,25 +239,30 @@ inline void check_forward(ForwardProblem& p, Checker& check, const std::string& 
         h[j] = round_to(s.types.x, h[j]);
         check.near(p.sum[m * s.n + j], h[j], 0, [&] { return what + ": sum, " + s.describe(); });
       }
+      if (s.gate != Gate::none) act[j] = activation(p.z[place(s, m, j)], s.sigmoid).value;
+      if (s.gate == Gate::first) h[j] *= act[j];
       if (j < s.k) squares += h[j] * h[j];
     }
     const double r = 1 / std::sqrt(squares / s.k + s.eps);
-    const double r_error = sum_error(s.types.x, s.k) / 2 + 4 * u;
+    const double h_error = s.gate == Gate::first ? (kActivationError + 1) * u : 0;
+    const double r_error = sum_error(s.types.x, s.k) / 2 + 4 * u + h_error;
     if (s.want_rstd) {
       check.near(p.rstd[m], r, r * r_error, [&] { return what + ": rstd, " + s.describe(); });
     }
     for (int64_t j = 0; j < s.n; ++j) {
-      const double w = s.weight ? p.weight[j] + s.offset : 1, b = s.bias && s.weight ? p.bias[j] : 0;
+      const double w = s.weight ? p.weight[w_row + j] + s.offset : 1;
+      const double b = s.bias && s.weight ? p.bias[w_row + j] : 0;
       const double xr = h[j] * r;
-      double xr_error = std::fabs(xr) * (r_error + u), v = xr;
-      if (s.types.llama) {  // x * r near a tie may round either way
-        v = round_to(s.types.x, xr);
-        const double low = round_to(s.types.x, xr - xr_error), high = round_to(s.types.x, xr + xr_error);
-        xr_error = std::max(high - v, v - low);
+      double xr_error = std::fabs(xr) * (r_error + h_error + u), v = xr;
+      if (s.types.llama) round_between(s.types.x, v, xr_error);
+      double want = v * w + b;
+      double exact = xr_error * std::fabs(w) + 4 * u * (std::fabs(v * w) + std::fabs(b)) +
+                     2 * u * std::fabs(v * s.offset);
+      if (s.gate == Gate::last) {
+        if (s.types.llama && s.types.w == s.types.x) round_between(s.types.x, want, exact);
+        want *= act[j];
+        exact = exact * std::fabs(act[j]) + std::fabs(want) * (kActivationError + 1) * u;
       }
-      const double want = v * w + b;
-      const double exact = xr_error * std::fabs(w) + 4 * u * (std::fabs(v * w) + std::fabs(b)) +
-                           2 * u * std::fabs(v * s.offset);
       const double bound = exact + half_spacing(s.types.y, std::fabs(want) + exact);
       check.near(p.y[m * s.n + j], want, bound, [&] {
         return what + ": y[" + std::to_string(m) + "," + std::to_string(j) + "], " + s.describe();
@@ -227,41 +276,71 @@ inline void check_forward(ForwardProblem& p, Checker& check, const std::string& 
 inline void check_backward(BackwardProblem& p, Checker& check, const std::string& what) {
   const Shape& s = p.s;
   const double u = unit(s.types.x);
-  std::vector<double> dw(s.n), dw_size(s.n), dw_slack(s.n), db(s.n), db_size(s.n);
+  const int64_t columns = s.weight_rows * s.n;
+  std::vector<double> dw(columns), dw_size(columns), dw_slack(columns), db(columns), db_size(columns);
+  const double g_error = s.gate == Gate::last ? (kActivationError + 1) * u : 0;
+  const double v_error = s.gate == Gate::first ? (kActivationError + 1) * u : 0;
   for (int64_t m = 0; m < s.rows; ++m) {
     const double r = p.rstd[m];
+    const int64_t w_row = s.weight_row(m) * s.n;
+    std::vector<Activation> act(s.n, {1, 0, 0});
     double dot = 0, dot_size = 0;
     for (int64_t j = 0; j < s.n; ++j) {
-      const double w = s.weight ? p.weight[j] + s.offset : 1;
-      const double x = p.x[place(s, m, j)], g = p.dy[place(s, m, j)];
+      const double w = s.weight ? p.weight[w_row + j] + s.offset : 1;
+      double x = p.x[place(s, m, j)], g = p.dy[place(s, m, j)];
+      if (s.gate != Gate::none) act[j] = activation(p.z[place(s, m, j)], s.sigmoid);
+      (s.gate == Gate::first ? x : g) *= act[j].value;
       dot += g * w * x, dot_size += std::fabs(g * x) * (std::fabs(w) + (s.weight ? std::fabs(s.offset) : 0));
       double xr = x * r;
       if (s.types.llama) {
-        xr = round_to(s.types.x, xr);
-        const double low = round_to(s.types.x, x * r * (1 - u)), high = round_to(s.types.x, x * r * (1 + u));
-        dw_slack[j] += std::fabs(g * (high - low));
+        double error = std::fabs(xr) * (u + v_error);
+        round_between(s.types.x, xr, error);
+        dw_slack[w_row + j] += std::fabs(g * error);
       }
-      dw[j] += g * xr, dw_size[j] += std::fabs(g * xr);
-      db[j] += g, db_size[j] += std::fabs(g);
+      dw[w_row + j] += g * xr, dw_size[w_row + j] += std::fabs(g * xr);
+      db[w_row + j] += g, db_size[w_row + j] += std::fabs(g);
     }
-    const double dot_error = dot_size * (sum_error(s.types.x, s.n) + 3 * u);
+    const double dot_error = dot_size * (sum_error(s.types.x, s.n) + 3 * u + g_error + v_error);
     for (int64_t j = 0; s.dx && j < s.n; ++j) {
-      const double w = s.weight ? p.weight[j] + s.offset : 1;
-      const double g = p.dy[place(s, m, j)] * w, extra = s.residual ? p.dsum[place(s, m, j)] : 0;
-      const double xrr = j < s.k ? p.x[place(s, m, j)] * r * r / s.k : 0;
-      const double want = r * (g - xrr * dot) + extra;
+      const double w = s.weight ? p.weight[w_row + j] + s.offset : 1;
+      const double x = p.x[place(s, m, j)], dy = p.dy[place(s, m, j)];
+      const double a = act[j].value, v = s.gate == Gate::first ? x * a : x;
+      const double g = (s.gate == Gate::last ? dy * a : dy) * w;
+      const double extra = s.residual ? p.dsum[place(s, m, j)] : 0;
+      const double xrr = j < s.k ? v * r * r / s.k : 0;
+      double want = r * (g - xrr * dot) + extra;
       const double size =
           r * (std::fabs(g) * (1 + std::fabs(s.offset)) + std::fabs(xrr * dot)) + std::fabs(extra);
-      const double exact = 8 * u * size + r * std::fabs(xrr) * dot_error;
-      const double bound = exact + half_spacing(s.types.x, std::fabs(want) + exact);
-      check.near(p.dx[m * s.n + j], want, bound, [&] {
-        return what + ": dx[" + std::to_string(m) + "," + std::to_string(j) + "], " + s.describe();
-      });
+      double exact = (8 * u + g_error + v_error) * size + r * std::fabs(xrr) * dot_error;
+      const auto compare = [&](const Array& got, const char* which, double value, double error) {
+        check.near(got[m * s.n + j], value, error + half_spacing(s.types.x, std::fabs(value) + error), [&] {
+          return what + ": " + which + "[" + std::to_string(m) + "," + std::to_string(j) + "], " +
+                 s.describe();
+        });
+      };
+      const double slope = act[j].slope, slope_error = (kActivationError + 2) * u * act[j].slope_size;
+      if (s.gate == Gate::last) {
+        double norm = x * r, error = std::fabs(norm) * u;
+        if (s.types.llama) round_between(s.types.x, norm, error);
+        const double b = s.bias && s.weight ? p.bias[w_row + j] : 0;
+        error = error * std::fabs(w) + 4 * u * (std::fabs(norm * w) + std::fabs(b)) +
+                2 * u * std::fabs(norm * s.offset);
+        norm = norm * w + b;
+        if (s.types.llama && s.types.w == s.types.x) round_between(s.types.x, norm, error);
+        compare(p.dz, "dz", dy * norm * slope,
+                std::fabs(dy) * (error * std::fabs(slope) + std::fabs(norm) * (slope_error + 3 * u)));
+      } else if (s.gate == Gate::first) {
+        compare(p.dz, "dz", want * x * slope,
+                std::fabs(x) * (exact * std::fabs(slope) + std::fabs(want) * (slope_error + 3 * u)));
+        exact = exact * std::fabs(a) + std::fabs(want * a) * (kActivationError + 2) * u;
+        want *= a;
+      }
+      compare(p.dx, "dx", want, exact);
     }
   }
   // Columns are summed row by row: one rounding a row, two for the product.
-  const double column_error = (s.rows + 4) * 2 * u;
-  for (int64_t j = 0; j < s.n; ++j) {
+  const double column_error = (s.rows + 4) * 2 * u + g_error + v_error;
+  for (int64_t j = 0; j < columns; ++j) {
     const auto where = [&](const char* which) {
       return [&, which] { return what + ": " + which + "[" + std::to_string(j) + "], " + s.describe(); };
     };
@@ -273,7 +352,8 @@ inline void check_backward(BackwardProblem& p, Checker& check, const std::string
                  where("db"));
     }
   }
-  check.that(p.dx.guards_whole() && p.dw.guards_whole() && p.db.guards_whole() && p.workspace.guards_whole(),
+  check.that(p.dx.guards_whole() && p.dz.guards_whole() && p.dw.guards_whole() && p.db.guards_whole() &&
+                 p.workspace.guards_whole(),
              [&] { return what + ": wrote outside, " + s.describe(); });
 }
 

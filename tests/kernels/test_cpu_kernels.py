@@ -18,15 +18,21 @@ def test_kernels(kind: str) -> None:
     assert run(folder / "cpu_kernels") == "failures: 0\n"
 
 
+def test_gates() -> None:
+    """exp(-z) to a unit in the last place, its bits the same from every instruction set."""
+    folder = build("plain", "-DSANITIZE=", target="gates")
+    assert run(folder / "gates", 1021) == "failures: 0\n"
+
+
 @pytest.mark.skipif(not shutil.which(COMPILER), reason=f"{COMPILER} is not installed")
 @pytest.mark.skipif(not shutil.which(EMULATOR), reason=f"{EMULATOR} (qemu-user) is not installed")
 def test_neon() -> None:
-    folder = build(
-        "neon",
+    options = (
         "-DCMAKE_SYSTEM_NAME=Linux",
         "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
         f"-DCMAKE_CXX_COMPILER={COMPILER}",
-        target="cpu_kernels",
     )
-    out = run(EMULATOR, "-L", SYSROOT, folder / "cpu_kernels", "NEON")
-    assert out == "failures: 0\n"
+    for program, argument in (("cpu_kernels", "NEON"), ("gates", 40009)):
+        folder = build("neon", *options, target=program)
+        out = run(EMULATOR, "-L", SYSROOT, folder / program, argument)
+        assert out == "failures: 0\n"

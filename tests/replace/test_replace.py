@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fused_rmsnorm import RMSNorm, replace_layer_norm_, replace_rms_norm_
+from fused_rmsnorm import RMSNorm, RMSNormGated, replace_layer_norm_, replace_rms_norm_
 
 N = 96
 
@@ -68,6 +68,26 @@ class GatedNorm(Norm):
         return super().forward(x if gate is None else x * gate)
 
 
+class SiluGatedNorm(Norm):
+    """As Mamba 2's and Qwen3-Next's; ``wrong``: in some way unlike any setting."""
+
+    def __init__(self, first: bool, wrong: str = "") -> None:
+        super().__init__(llama)
+        self.first, self.wrong = first, wrong
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        act = nn.functional.silu(gate.to(x.dtype if self.wrong == "rounded" else torch.float32))
+        if self.wrong == "half":
+            act = act * 0.5
+        if self.wrong == "shape" and x.dim() == 3:
+            act = act + 0
+        if self.first:
+            x32 = x.float() * act
+            h = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+            return self.weight * h.to(x.dtype)
+        return (super().forward(x) * act).to(x.dtype)
+
+
 def model_of(*norms: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(N, N), *norms)
 
@@ -88,6 +108,32 @@ def test_same_numbers(rule, dtype: torch.dtype) -> None:
             got, want, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6
         )
         assert dtype == torch.float32 or (got != want).float().mean() < 0.002  # sums may differ
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gated(first: bool, dtype: torch.dtype) -> None:
+    model = model_of(SiluGatedNorm(first)).to(dtype)
+    old = model[1]
+    (new,) = replace_rms_norm_(model).values()
+    assert isinstance(new, RMSNormGated)
+    assert (new.norm_before_gate, new.casting_mode) == (not first, "llama")
+    assert new.weight is old.weight
+    x, z = torch.randn(64, N).to(dtype), torch.randn(64, N).to(dtype)
+    got, want = new(x, gate=z), old(x, z)
+    torch.testing.assert_close(got, want, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
+    assert dtype == torch.float32 or (got != want).float().mean() < 0.002
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [("half", "no setting"), ("rounded", "no setting"), ("shape", "depends on the shape")],
+)
+def test_other_gates_are_left_alone(first: bool, wrong: str, why: str) -> None:
+    report = replace_rms_norm_(model_of(SiluGatedNorm(first, wrong)))
+    assert report == {}
+    assert why in report.left["1"]
 
 
 @pytest.mark.parametrize("rule", [eps_outside, centred, groups, gemma_with_offset_rounded])
@@ -238,7 +284,7 @@ WHOLE = {
     "Gemma3": (2 * 6 + 1, {}),
     "Olmo2": (2 * 4 + 1, {}),
     "Qwen3": (2 * 4 + 1, {}),  # two of the stream, one each for q and k, and the last
-    "Mamba2": (2 + 1, {f"backbone.layers.{i}.mixer.norm": "gate" for i in range(2)}),
+    "Mamba2": (2 * 2 + 1, {}),  # of the stream, with a gate in each mixer, and the last
     "T5": (2 * (2 + 3) + 2, {}),
 }
 

@@ -11,6 +11,9 @@ torch.nn.RMSNorm is known by its type. Of every other class two things are wante
   sum over processes show.
 - Its numbers and its gradients have to be those of one setting of RMSNorm: in every combination of
   fp32, bf16 and fp16 input and weight, for rows, matrices and stacks of them.
+
+A norm that takes a gate beside its input is compared with RMSNormGated in the same way, with the
+gate and, where its forward has a default for it, without.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, cast
 
@@ -30,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import functional
-from ..modules import RMSNorm
+from ..modules import RMSNorm, RMSNormGated
 from ..nested import of_each_sequence
 from .belongings import bare_copy, foreign_parameters, settings, short, what_else_it_carries
 
@@ -55,17 +58,51 @@ class _WeightTypedRMSNorm(RMSNorm):
         )
 
 
-_KINDS: tuple[tuple[type[RMSNorm], float, functional.CastingMode], ...] = (
-    (RMSNorm, 0.0, "torch"),
-    (RMSNorm, 0.0, "llama"),
-    (RMSNorm, 1.0, "torch"),
-    (_WeightTypedRMSNorm, 0.0, "llama"),
+# A class, and the options that one of its settings has beside eps.
+_Kind = tuple[type[RMSNorm], dict[str, Any]]
+_Setting = tuple[type[RMSNorm], float | None, dict[str, Any]]
+
+
+def _kind(made: type[RMSNorm], weight_offset: float, casting_mode: str, **others: Any) -> _Kind:
+    return made, {"weight_offset": weight_offset, "casting_mode": casting_mode, **others}
+
+
+_KINDS = (
+    _kind(RMSNorm, 0.0, "torch"),
+    _kind(RMSNorm, 0.0, "llama"),
+    _kind(RMSNorm, 1.0, "torch"),
+    _kind(_WeightTypedRMSNorm, 0.0, "llama"),
 )
 
-_ONE_INPUT = [
+
+def _gated_kinds(norm: nn.Module, n: int) -> Iterator[_Kind]:
+    sizes = [getattr(norm, "group_size", None)]
+    sizes += [n // g for name in ("n_groups", "num_groups") if (g := getattr(norm, name, 0))]
+    group = next((s for s in sizes if isinstance(s, int) and s > 0 and n % s == 0), None)
+    for first, mode, act in product((False, True), ("llama", "torch"), ("silu", "sigmoid")):
+        yield _kind(
+            *(RMSNormGated, 0.0, mode), norm_before_gate=first, activation=act, group_size=group
+        )
+
+
+_ONE_INPUT = (
     [(inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty)],
     [(inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.empty)],
-]
+)
+
+
+def _inputs_of(takes: inspect.Signature) -> tuple[int, ...]:
+    """How many tensors a forward may be given: (1,), or (2,) and (2, 1) with a gate; else ()."""
+    found = [(one.kind, one.default) for one in takes.parameters.values()]
+    if found in _ONE_INPUT:
+        return (1,)
+    if len(found) != 2 or list(takes.parameters)[1] != "gate" or found[:1] not in _ONE_INPUT:
+        return ()
+    kind, default = found[1]
+    if kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        return ()
+    return (2,) if default is inspect.Parameter.empty else (2, 1) if default is None else ()
+
 
 # All that a norm is made of, and what moves or converts numbers; by name, without a trailing _.
 _ARITHMETIC = {
@@ -73,6 +110,7 @@ _ARITHMETIC = {
     *("mean", "sum", "addcmul", "norm", "linalg_vector_norm", "rms_norm", "rms_norm_fwd"),
     *("_fused_rms_norm", "_fused_rms_norm_backward", "_to_copy", "full", "scalar_tensor"),
 }
+_GATES = {"silu", "sigmoid", "neg", "exp"}
 _MOVES = {
     *("view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "squeeze", "unsqueeze"),
     *("transpose", "t", "permute", "alias", "detach", "clone", "contiguous", "copy", "slice"),
@@ -97,7 +135,7 @@ class Evidence:
 
     def __init__(self) -> None:
         # What was found by settings: the arguments of a new one, or why there is none.
-        self.seen: dict[Any, tuple[float | None, int] | str] = {}
+        self.seen: dict[Any, _Setting | str] = {}
 
     def fused_like(self, norm: nn.Module) -> RMSNorm | str:
         """The RMSNorm that computes what ``norm`` does, with its parameters; or why not."""
@@ -111,33 +149,33 @@ class Evidence:
         if shape is None:
             shape = tuple(cast(Tensor, norm.weight).shape)
         if type(norm) is nn.RMSNorm:
-            return _made(shape, norm.eps, 0, norm)
+            return _made(shape, (RMSNorm, norm.eps, _KINDS[0][1]), norm)
         key = settings(norm)
         if key not in self.seen:
             with _as_if_nothing_happened():
                 self.seen[key] = _looked_at(norm, shape)
         found = self.seen[key]
-        return found if isinstance(found, str) else _made(shape, *found, norm)
+        return found if isinstance(found, str) else _made(shape, found, norm)
 
 
-def _made(shape: tuple[int, ...], eps: float | None, kind: int, norm: nn.Module) -> RMSNorm:
-    made, offset, mode = _KINDS[kind]
-    args: dict[str, Any] = {"weight_offset": offset, "casting_mode": mode}
+def _made(shape: tuple[int, ...], setting: _Setting, norm: nn.Module) -> RMSNorm:
+    made, eps, args = setting
     return adopt(made(list(shape), eps, device="meta", **args), norm)
 
 
-def _looked_at(norm: nn.Module, shape: tuple[int, ...]) -> tuple[float | None, int] | str:
+def _looked_at(norm: nn.Module, shape: tuple[int, ...]) -> _Setting | str:
     takes = inspect.signature(norm.forward)
-    kinds = [(one.kind, one.default) for one in takes.parameters.values()]
-    if kinds not in _ONE_INPUT:
-        return f"its forward takes {takes} and not one input"
+    inputs = _inputs_of(takes)
+    if not inputs:
+        return f"its forward takes {takes} and not one input, or one and a gate"
     all_eps = list(dict.fromkeys(_eps_of(norm)))
     if not all_eps:
         return "it has no epsilon by a name that is known"
-    why = _other_than_arithmetic(norm, shape)
-    if why:
-        return why
-    return _setting_with_its_numbers(norm, shape, all_eps)
+    for count in inputs:
+        why = _other_than_arithmetic(norm, shape, count)
+        if why:
+            return why
+    return _setting_with_its_numbers(norm, shape, all_eps, inputs)
 
 
 def _eps_of(norm: nn.Module) -> Iterator[float | None]:
@@ -173,8 +211,9 @@ def _as_if_nothing_happened() -> Iterator[None]:
 class _Operations(TorchDispatchMode):
     """Writes down what is run, but for what only moves numbers; runs arithmetic alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: set[str]) -> None:
         super().__init__()
+        self.known = known
         self.names: list[str] = []
         self.other: str | None = None
 
@@ -182,7 +221,7 @@ class _Operations(TorchDispatchMode):
         name = func._schema.name.removeprefix("aten::").rstrip("_")
         if name not in _MOVES:
             self.names.append(name)
-            if name not in _ARITHMETIC:
+            if name not in self.known:
                 self.other = name
                 raise RuntimeError(name)  # not run: it may wait for other processes
         return func(*args, **(kwargs or {}))
@@ -197,7 +236,7 @@ _SHAPES: tuple[tuple[int, ...], ...] = (
 _FEW: tuple[tuple[int, ...], ...] = ((1 << 12,), (1, 1), (2, 300, 4))
 
 
-def _other_than_arithmetic(norm: nn.Module, shape: tuple[int, ...]) -> str | None:
+def _other_than_arithmetic(norm: nn.Module, shape: tuple[int, ...], inputs: int) -> str | None:
     """What ``norm`` does beside a norm's arithmetic, or differently for another shape or mode."""
     n = shape[-1]
     square = ((n,), (3, n), (n, 2), (5, n, 3))
@@ -210,10 +249,11 @@ def _other_than_arithmetic(norm: nn.Module, shape: tuple[int, ...]) -> str | Non
             before = settings(probe)
             for lead in _FEW if first or x_type is half else (*_SHAPES, *square):
                 x = torch.empty(*lead, *shape, dtype=x_type, device="meta")
-                ran, y, raised = _Operations(), None, ""
+                ran = _Operations(_ARITHMETIC | _GATES if inputs == 2 else _ARITHMETIC)
+                y, raised = None, ""
                 try:
                     with torch.device("meta"), torch.set_grad_enabled(grad), ran:
-                        y = probe(x)
+                        y = probe(x, torch.empty_like(x)) if inputs == 2 else probe(x)
                 except Exception as error:  # any code at all; its reason is the reason
                     raised = f"with an input of rank {x.dim()} it raises {short(error)}"
                 if ran.other:
@@ -236,27 +276,29 @@ def _parameters(norm: nn.Module) -> list[str]:
 
 @dataclass
 class _Probe:
-    """An input and a weight, and what is asked for: the result, or the gradients."""
+    """An input (and a gate) and a weight, and what is asked for: the result, or the gradients."""
 
     x: Tensor
     w: Tensor
     training: bool
     gradients: bool = False
+    gate: Tensor | None = None
 
     def run(self, norm: nn.Module) -> list[Tensor]:
         """Raises what ``norm`` raises, and ValueError if it writes into its input."""
         names = _parameters(norm)
         values = {name: self.w if name == "weight" else self.w.flip(0) for name in names}
         copy = bare_copy(norm, values, self.training)
-        x = self.x.clone().requires_grad_(self.gradients)
+        given = [t for t in (self.x, self.gate) if t is not None]
+        inputs = [t.clone().requires_grad_(self.gradients) for t in given]
         with torch.device("cpu"), torch.set_grad_enabled(self.gradients):
-            y = copy(x)
+            y = copy(*inputs)
         if not self.gradients:
-            if not torch.equal(x, self.x):
+            if not all(map(torch.equal, inputs, given)):
                 raise ValueError("it writes into its input")
             return [y]
-        dy = _numbers(x.shape[:1], tuple(x.shape[1:]), seed=8)[0]
-        return list(torch.autograd.grad(y, [x, *copy.parameters()], dy))
+        dy = _numbers(self.x.shape[:1], tuple(self.x.shape[1:]), seed=8)[0]
+        return list(torch.autograd.grad(y, [*inputs, *copy.parameters()], dy))
 
 
 def _probes(shape: tuple[int, ...]) -> list[_Probe]:
@@ -270,21 +312,34 @@ def _probes(shape: tuple[int, ...]) -> list[_Probe]:
     return probes + [_Probe(x, w, training, gradients=True) for training in (True, False)]
 
 
+def _gated(probe: _Probe) -> Iterator[_Probe]:
+    """The probe with a gate of numbers to both sides of 0, in its dtype and in another."""
+    rows = torch.linspace(-3, 3, probe.x.numel(), device="cpu").view(probe.x.shape)
+    gate = rows + probe.x.float().sign()
+    yield replace(probe, gate=gate.to(probe.x.dtype))
+    if probe.x.dtype in _HALF:
+        yield replace(probe, gate=gate)
+
+
 def _setting_with_its_numbers(
-    norm: nn.Module, shape: tuple[int, ...], all_eps: list[float | None]
-) -> tuple[float | None, int] | str:
-    """(eps, kind) of the RMSNorm that gives the dtypes, numbers and gradients of ``norm``."""
+    norm: nn.Module, shape: tuple[int, ...], all_eps: list[float | None], inputs: tuple[int, ...]
+) -> _Setting | str:
+    """Of the RMSNorm that gives the dtypes, numbers and gradients of ``norm``."""
     wanted: list[tuple[_Probe, list[Tensor]]] = []
-    for probe in _probes(shape):
+    probes = _probes(shape)
+    gated = [g for probe in probes for g in _gated(probe)] if 2 in inputs else []
+    for probe in [*gated, *(probes if 1 in inputs else [])]:
         try:
             wanted.append((probe, probe.run(norm)))
         except Exception as error:  # any code at all
             if probe.x.shape != shape:  # a row alone may be refused: more is taken than before
                 return f"running it raised {short(error)}"
-    for eps, kind in product(all_eps, range(len(_KINDS))):
-        new = _made(shape, eps, kind, norm)
+    kinds = _gated_kinds(norm, shape[-1]) if 2 in inputs else _KINDS
+    for (made, args), eps in product(kinds, all_eps):
+        setting = (made, eps, args)
+        new = _made(shape, setting, norm)
         if all(_agree(probe.run(new), want, probe.gradients) for probe, want in wanted):
-            return eps, kind
+            return setting
     return "its numbers or gradients are those of no setting of RMSNorm"
 
 

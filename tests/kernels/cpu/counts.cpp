@@ -37,6 +37,8 @@ struct Case {
   Dtype dtype;
   int64_t rows, n;
   bool backward = false, bias = false, add = false, dw = true;
+  Gate gate = Gate::none;
+  int64_t weight_rows = 1;
 };
 const Case cases[] = {
     {"forward bf16 64x4096", Dtype::bf16, 64, 4096},
@@ -53,6 +55,14 @@ const Case cases[] = {
     {"backward fp16 64x4096", Dtype::f16, 64, 4096, true},
     {"backward bf16 64x4096 add", Dtype::bf16, 64, 4096, true, false, true},
     {"backward bf16 64x4096 dx", Dtype::bf16, 64, 4096, true, false, false, false},
+    {"forward bf16 64x4096 gate last", Dtype::bf16, 64, 4096, false, false, false, false, Gate::last},
+    {"forward bf16 64x4096 gate first", Dtype::bf16, 64, 4096, false, false, false, false, Gate::first},
+    {"forward fp32 64x4096 gate last", Dtype::f32, 64, 4096, false, false, false, false, Gate::last},
+    {"backward bf16 64x4096 gate last", Dtype::bf16, 64, 4096, true, false, false, true, Gate::last},
+    {"backward bf16 64x4096 gate first", Dtype::bf16, 64, 4096, true, false, false, true, Gate::first},
+    {"backward fp32 64x4096 gate last", Dtype::f32, 64, 4096, true, false, false, true, Gate::last},
+    {"forward bf16 1024x128 heads", Dtype::bf16, 1024, 128, false, false, false, false, Gate::none, 8},
+    {"backward bf16 1024x128 heads", Dtype::bf16, 1024, 128, true, false, false, true, Gate::none, 8},
 };
 
 // Zeros, from a line's start: what is counted does not depend on the numbers.
@@ -70,21 +80,27 @@ std::function<void()> call_of(const cpu::Kernels& kernels, const Case& c) {
   if (!c.backward) {
     Forward f;
     f.rows = c.rows, f.n = f.k = c.n, f.eps = 1, f.x_dtype = f.w_dtype = f.y_dtype = c.dtype;
-    f.x = rows(), f.weight = zeros(c.n * size), f.y = zeros(whole), f.rstd = zeros(c.rows * 4);
+    f.weight_rows = c.weight_rows, f.gate = c.gate;
+    if (c.gate != Gate::none) f.z = rows();
+    f.x = rows(), f.weight = zeros(c.weight_rows * c.n * size), f.y = zeros(whole),
+    f.rstd = zeros(c.rows * 4);
     if (c.bias) f.bias = zeros(c.n * size);
     if (c.add) f.residual = rows(), f.sum = zeros(whole);
     return [&kernels, f] { kernels.forward(f, 0, f.rows, false); };
   }
   Backward b;
   b.rows = c.rows, b.n = b.k = c.n, b.x_dtype = b.w_dtype = b.dy_dtype = c.dtype;
-  b.x = rows(), b.dy = rows(), b.weight = zeros(c.n * size), b.rstd = zeros(c.rows * 4), b.dx = zeros(whole);
-  if (c.dw) b.dw = zeros(c.n * size);
+  b.weight_rows = c.weight_rows, b.gate = c.gate;
+  if (c.gate != Gate::none) b.z = rows(), b.dz = zeros(whole);
+  b.x = rows(), b.dy = rows(), b.weight = zeros(c.weight_rows * c.n * size), b.rstd = zeros(c.rows * 4),
+  b.dx = zeros(whole);
+  if (c.dw) b.dw = zeros(c.weight_rows * c.n * size);
   if (c.add) b.dsum = rows();
   b.workspace = zeros(cpu::backward_workspace(b));
   return [&kernels, b] {
     const cpu::Chunks chunks = cpu::plan(b);
-    kernels.backward(b, chunks, 0, chunks.count, false);
-    if (b.dw) kernels.merge(b, chunks, 0, b.n);
+    kernels.backward(b, chunks, 0, chunks.runs * chunks.count, false);
+    if (b.dw) kernels.merge(b, chunks, 0, b.weight_rows * b.n);
   };
 }
 

@@ -10,6 +10,12 @@ using namespace fused_rmsnorm::test;
 
 namespace {
 
+// Several rows of weight, and as many rows as they go into.
+void share_weight(Shape& s, Random& random) {
+  s.weight_rows = 1 + random.below(5), s.weight_share = 1 + random.below(3);
+  s.rows = (s.rows + 1) / 2 * s.weight_rows * s.weight_share;
+}
+
 Shape random_shape(const Types& types, int64_t n, Random& random) {
   Shape s;
   s.types = types, s.n = n;
@@ -23,13 +29,19 @@ Shape random_shape(const Types& types, int64_t n, Random& random) {
   s.x_shift = random.chance(50) ? random.below(33) : 0,
   s.out_shift = random.chance(50) ? random.below(33) : 0;
   s.dx = !random.chance(15), s.dw = !random.chance(20), s.db = random.chance(30);
+  if (random.chance(30)) share_weight(s, random);
+  if (types.x != Dtype::f64 && random.chance(40)) {
+    s.gate = random.chance(50) ? Gate::last : Gate::first;
+    s.sigmoid = random.chance(40), s.residual = false;
+    if (s.gate == Gate::last) s.types.y = types.x;
+  }
   return s;
 }
 
 void run_backward(const cpu::Kernels& kernels, const Backward& b, bool stream) {
   const cpu::Chunks chunks = cpu::plan(b);
-  kernels.backward(b, chunks, 0, chunks.count, stream);
-  kernels.merge(b, chunks, 0, b.n);
+  kernels.backward(b, chunks, 0, chunks.runs * chunks.count, stream);
+  kernels.merge(b, chunks, 0, b.weight_rows * b.n);
 }
 
 using All = std::vector<const cpu::Kernels*>;
@@ -45,7 +57,7 @@ void values(Checker& check, const All& all) {
       for (int64_t n : lengths) {
         for (int repeat = 0; repeat < 2; ++repeat) {
           const Shape s = random_shape(types, n, random);
-          const bool stream = n * size_of(types.y) >= 512;
+          const bool stream = n * size_of(s.types.y) >= 512;
           ForwardProblem f(s, random);
           kernels->forward(f.args(), 0, s.rows, stream);
           check_forward(f, check, kernels->name);
@@ -79,41 +91,50 @@ void bits(Checker& check, const All& all) {
     for (const Types& types : all_types()) {
       for (int64_t n : {1, 7, 16, 33, 64, 129, 1000, 4097}) {
         Shape s = random_shape(types, n, random), one;
-        s.rows = n > 500 ? 70 : 600, s.want_rstd = s.dx = true;
+        s.rows = n > 500 ? 72 : 600, s.want_rstd = s.dx = true;
+        // One turn through the weight's rows, two, or many.
+        const int64_t turns = 1 + random.below(3);
+        if (s.weight_rows > 1) s.weight_share = turns > 2 ? 3 : s.rows / turns / s.weight_rows;
+        s.rows -= s.rows % (s.weight_rows * s.weight_share);
         const auto where = [&](const char* what) {
           return [&, what] { return std::string(kernels->name) + " " + what + ", " + s.describe(); };
         };
         ForwardProblem f(s, random), split(s, random);
-        copy(split.x, f.x), copy(split.residual, f.residual);
+        copy(split.x, f.x), copy(split.residual, f.residual), copy(split.z, f.z);
         copy(split.weight, f.weight), copy(split.bias, f.bias);
         kernels->forward(f.args(), 0, s.rows, false);
         const Forward args = split.args();
-        const bool stream = n * size_of(types.y) >= 512;
+        const bool stream = n * size_of(s.types.y) >= 512;
         on_threads(s.rows, [&](int64_t i, int64_t j) { kernels->forward(args, i, j, stream); });
         check.that(split.y.same_bytes(f.y) && split.rstd.same_bytes(f.rstd) && split.sum.same_bytes(f.sum),
                    where("forward hangs on threads"));
 
-        one = s, one.rows = one.inner = 1, one.gap = one.head_gap = 0;
+        one = s, one.rows = one.inner = one.weight_rows = one.weight_share = 1, one.gap = one.head_gap = 0;
         one.x_shift = random.below(33), one.out_shift = random.below(33);
         const int64_t m = random.below(s.rows);
         ForwardProblem alone(one, random);
         copy_row(alone.x, one, f.x, s, m);
         if (s.residual) copy_row(alone.residual, one, f.residual, s, m);
-        copy(alone.weight, f.weight), copy(alone.bias, f.bias);
+        if (s.gate != Gate::none) copy_row(alone.z, one, f.z, s, m);
+        for (int64_t j = 0; j < n; ++j) {
+          alone.weight.set(j, f.weight[s.weight_row(m) * n + j]);
+          alone.bias.set(j, f.bias[s.weight_row(m) * n + j]);
+        }
         kernels->forward(alone.args(), 0, 1, false);
         check.that(same_row(f.y, m, alone.y, 0, n) && same_row(f.rstd, m, alone.rstd, 0, 1),
                    where("forward: a row alone has other bits"));
 
         BackwardProblem b(s, random), parts(s, random);
         copy(parts.x, b.x), copy(parts.dy, b.dy), copy(parts.dsum, b.dsum);
-        copy(parts.weight, b.weight), copy(parts.rstd, b.rstd);
+        copy(parts.weight, b.weight), copy(parts.rstd, b.rstd), copy(parts.z, b.z), copy(parts.bias, b.bias);
         run_backward(*kernels, b.args(), false);
         const Backward call = parts.args();
         const cpu::Chunks chunks = cpu::plan(call);
-        on_threads(chunks.count,
+        on_threads(chunks.runs * chunks.count,
                    [&](int64_t i, int64_t j) { kernels->backward(call, chunks, i, j, stream); });
-        on_threads(n, [&](int64_t i, int64_t j) { kernels->merge(call, chunks, i, j); });
+        on_threads(s.weight_rows * n, [&](int64_t i, int64_t j) { kernels->merge(call, chunks, i, j); });
         check.that(parts.dx.same_bytes(b.dx), where("dx hangs on threads"));
+        check.that(parts.dz.same_bytes(b.dz), where("dz hangs on threads"));
         check.that(!s.dw || parts.dw.same_bytes(b.dw), where("dw hangs on threads"));
         check.that(!s.db || parts.db.same_bytes(b.db), where("db hangs on threads"));
       }
@@ -144,6 +165,35 @@ void cuts(Checker& check) {
   for (const auto& [rows, n, count] : measured) {
     b.rows = rows, b.n = n;
     check.that(cpu::plan(b).count == count, where);
+  }
+}
+
+// The same under several rows of weight.
+void cuts_of_weight_rows(Checker& check) {
+  Backward b;
+  const auto where = [&] {
+    return "chunks of " + std::to_string(b.rows) + " x " + std::to_string(b.n) + " under " +
+           std::to_string(b.weight_rows) + " rows of weight, each for " + std::to_string(b.weight_share);
+  };
+  Random random(5);
+  for (int repeat = 0; repeat < 2000; ++repeat) {
+    b.weight_rows = 2 + random.below(repeat % 4 ? 40 : 3000);
+    b.weight_share = 1 + random.below(repeat % 3 ? 4 : 5000);
+    b.rows = b.weight_rows * b.weight_share * (1 + random.below(repeat % 5 ? 100 : 2));
+    b.n = 1 + random.below(300);
+    const cpu::Chunks c = cpu::plan(b);
+    const int64_t turn = b.weight_rows * b.weight_share, turns = b.rows / turn;
+    check.that(c.runs * c.rows_per_run == b.rows, where);
+    check.that(c.rows_per_chunk * c.count >= c.rows_per_run, where);
+    check.that(c.rows_per_chunk * (c.count - 1) < c.rows_per_run, where);
+    if (c.runs == 1) {
+      check.that(c.rows_per_partial == b.weight_rows && c.partials == c.count, where);
+      check.that(c.rows_per_chunk % turn == 0 && c.count <= std::max<int64_t>(128, b.rows / 512), where);
+    } else {
+      check.that(c.rows_per_partial == 1 && c.rows_per_run == b.weight_share, where);
+      check.that(c.partials == turns * c.count && c.rows_per_chunk <= 1024, where);
+      check.that(c.runs * c.count <= std::max<int64_t>(128, c.runs + b.rows / 512), where);
+    }
   }
 }
 
@@ -201,6 +251,7 @@ int main(int argc, char** argv) {
   values(check, all);
   bits(check, all);
   cuts(check);
+  cuts_of_weight_rows(check);
   special(check, all);
   if (all.empty()) check.fail("no such kernels here");
   std::printf("failures: %lld\n", static_cast<long long>(check.failures()));

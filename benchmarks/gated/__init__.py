@@ -1,0 +1,1 @@
+"""Gated, grouped and per-head norms beside what people write."""

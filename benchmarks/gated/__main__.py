@@ -1,0 +1,200 @@
+"""Gated, grouped and per-head norms beside what people write: ``python -m benchmarks.gated``.
+
+mamba2    y = w * norm(x * silu(z)), in groups of a row; Zamba 2, Bamba, Nemotron-H
+qwen3     y = w * norm(x) * silu(z), rows of 128; Qwen3-Next
+heads     queries or keys under a weight per head, without a gate
+adaptive  AdaLN's scale and shift of each sample, without a gate
+
+Each eager and through torch.compile, forward under no_grad and forward with backward. Writes
+benchmarks/results/<hardware>/gated.json and gated.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from ..harness import tables
+from ..harness.environment import environment, hardware_slug, keep_freed_memory
+from ..harness.results import RESULTS, Results
+from ..harness.timing import Contender, measure, time_cuda, time_host
+
+__all__ = ["CASES", "main", "markdown", "time_case"]
+
+EPS = 1e-6
+DIRECTIONS = ("forward", "forward+backward")
+NAMES = ("fused", "eager", "compiled")
+# Relative difference of a result from that of the eager operations: one of them rounds otherwise.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+
+
+def _norm(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS)
+
+
+def _mamba2(x: Tensor, z: Tensor, w: Tensor) -> Tensor:
+    rows = x.float() * silu(z.float())
+    return w * _norm(rows.unflatten(-1, (8, -1))).flatten(-2).to(x.dtype)
+
+
+def _mamba2_fused(x: Tensor, z: Tensor, w: Tensor) -> Tensor:
+    from fused_rmsnorm.functional import rms_norm_gated
+
+    return rms_norm_gated(
+        x, z, w.numel(), w, EPS, norm_before_gate=False, group_size=w.numel() // 8,
+        casting_mode="llama",
+    )  # fmt: skip
+
+
+def _qwen3(x: Tensor, z: Tensor, w: Tensor) -> Tensor:
+    return ((w * _norm(x.float()).to(x.dtype)) * silu(z.float())).to(x.dtype)
+
+
+def _qwen3_fused(x: Tensor, z: Tensor, w: Tensor) -> Tensor:
+    from fused_rmsnorm.functional import rms_norm_gated
+
+    return rms_norm_gated(x, z, w.numel(), w, EPS, casting_mode="llama")
+
+
+def _heads(x: Tensor, w: Tensor) -> Tensor:
+    return w * _norm(x.float()).to(x.dtype)
+
+
+def _heads_fused(x: Tensor, w: Tensor) -> Tensor:
+    from fused_rmsnorm.functional import rms_norm
+
+    return rms_norm(x, x.shape[-1], w, EPS, casting_mode="llama")
+
+
+def _adaptive(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return (_norm(x.float()) * (1 + scale.float()) + shift.float()).to(x.dtype)
+
+
+def _adaptive_fused(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    from fused_rmsnorm.functional import rms_norm
+
+    return rms_norm(x, x.shape[-1], scale, EPS, bias=shift, weight_offset=1.0)
+
+
+Norm = Callable[..., Tensor]
+Shapes = Callable[[int], tuple[tuple[int, ...], ...]]
+# name -> (what people write, ours, shapes of the inputs for so many tokens)
+CASES: dict[str, tuple[Norm, Norm, Shapes]] = {
+    "mamba2": (_mamba2, _mamba2_fused, lambda t: ((t, 4096), (t, 4096), (4096,))),
+    "qwen3": (_qwen3, _qwen3_fused, lambda t: ((t, 32, 128), (t, 32, 128), (128,))),
+    "heads": (_heads, _heads_fused, lambda t: ((t, 32, 128), (32, 128))),
+    "adaptive": (
+        _adaptive,
+        _adaptive_fused,
+        lambda t: ((8, t // 2, 1152), (8, 1, 1152), (8, 1, 1152)),
+    ),
+}
+
+
+def _call(norm: Norm, dy: Tensor | None) -> Callable[[Sequence[Tensor]], object]:
+    if dy is None:
+
+        def forward(tensors: Sequence[Tensor]) -> object:
+            with torch.no_grad():
+                return norm(*tensors)
+
+        return forward
+    return lambda tensors: torch.autograd.grad(norm(*tensors), tensors, dy)
+
+
+def time_case(
+    case: str, direction: str, dtype: torch.dtype, device: torch.device, seconds: float, tokens: int
+) -> dict[str, Any]:
+    """An entry of the results. RuntimeError if the contenders are not the same function."""
+    composed, fused, shapes_for = CASES[case]
+    shapes = shapes_for(tokens)
+    torch.manual_seed(0)
+    tensors = [torch.randn(s, device=device).to(dtype).requires_grad_() for s in shapes]
+    dy = torch.randn(shapes[0], device=device).to(dtype)
+    torch._dynamo.reset()
+    norms = {
+        "fused": fused,
+        "eager": composed,
+        "compiled": torch.compile(composed, dynamic=False),
+    }
+    expected = composed(*tensors).detach()
+    backward = direction == DIRECTIONS[1]
+    contenders = []
+    for name in NAMES:
+        call = _call(norms[name], dy if backward else None)
+        with torch.set_grad_enabled(backward):  # the graph that is timed
+            found = norms[name](*tensors).detach()
+        difference = (found - expected).abs().max() / expected.abs().max()
+        if not difference <= TOLERANCE[dtype]:
+            raise RuntimeError(f"{case}, {dtype}: {name} is not the same function: {difference}")
+        contenders.append(Contender(name, call, [tensors]))
+    timer = time_cuda if device.type == "cuda" else time_host
+    return {
+        "case": case,
+        "direction": direction,
+        "dtype": str(dtype).removeprefix("torch."),
+        "shape": list(shapes[0]),
+        "times": measure(contenders, seconds=seconds, timer=timer),
+    }
+
+
+def markdown(data: dict[str, Any]) -> str:
+    """The tables of a results file."""
+    header = ["norm", "dtype", "shape", "direction", "fused, ms", "eager", "compiled"]
+    rows = []
+    for e in data["entries"].values():
+        times = tables.times_of(e)
+        ratios = [f"{times[name].median / times['fused'].median:.1f}" for name in NAMES[1:]]
+        shape = " x ".join(map(str, e["shape"]))
+        fused = tables.spread(times["fused"], 1e3, 2)
+        rows.append([e["case"], e["dtype"], shape, e["direction"], fused, *ratios])
+    lines = ["# Gated, grouped and per-head norms", "", tables.conditions(data), ""]
+    lines += [
+        "Eager and compiled: what people write, its time divided by that of the fused norm.",
+        "",
+    ]
+    return "\n".join([*lines, *tables.table(header, rows, 4), ""])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 130 stopped."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gated", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--seconds", type=float, default=5.0, help="per row, all together")
+    parser.add_argument("--out", type=Path, help="folder of the results")
+    args = parser.parse_args(argv)
+    keep_freed_memory()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    folder = args.out or RESULTS / hardware_slug(environment())
+    options = {k: v for k, v in vars(args).items() if k not in ("out", "cases")}
+    results = Results(folder / "gated.json", "gated", options)
+
+    def work() -> None:
+        for case, dtype, direction in itertools.product(args.cases, args.dtypes, DIRECTIONS):
+            make = functools.partial(
+                time_case, case, direction, getattr(torch, dtype), device, args.seconds, args.tokens
+            )
+            results.run(f"gated/{case}/{dtype}/{direction}", make)
+
+    def write(path: Path) -> str:
+        text = markdown(results.data)
+        path.with_suffix(".md").write_text(text)
+        return text
+
+    return results.complete(work, write)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+// The activations of the gates as the kernels compute them, over numbers of every exponent: against fp64,
+// and the same bits from every instruction set.
+//
+// Rows of ones are their own norm under rstd = 1, so y is act(z) itself, and dz under a gradient of ones is
+// act'(z). For z from 17 on, where sigmoid(z) is 1, sigmoid'(z) is exp(-z) as it was computed.
+#include <cstdio>
+
+#include "../problem.h"
+#include "here.h"
+
+using namespace fused_rmsnorm;
+using namespace fused_rmsnorm::test;
+
+namespace {
+
+constexpr int64_t kColumns = 4096;  // a row: its sum of ones is exact
+constexpr double kLeast = -89;      // below, sigmoid(z) is 0 or as good as that
+constexpr double kFirst = 17,
+                 kLast = 86.6;  // where exp(-z) shows, and does not lie below fp32's normal numbers
+
+struct Activated {
+  Array value, slope;
+};
+
+Activated activate(const cpu::Kernels& kernels, const Array& z, int64_t rows, bool sigmoid) {
+  Array ones(Dtype::f32, rows * kColumns), dx(Dtype::f32, rows * kColumns), rstd(Dtype::f32, rows);
+  for (int64_t i = 0; i < ones.count(); ++i) ones.set(i, 1);
+  for (int64_t m = 0; m < rows; ++m) rstd.set(m, 1);
+  Activated result{Array(Dtype::f32, rows * kColumns), Array(Dtype::f32, rows * kColumns)};
+  const auto rows_of = [](const Array& a) { return Rows{a.data(), 1, kColumns, 0}; };
+  Forward f;
+  f.rows = rows, f.n = f.k = kColumns;
+  f.x = rows_of(ones), f.z = rows_of(z), f.y = result.value.data();
+  f.gate = Gate::last, f.sigmoid = sigmoid;
+  kernels.forward(f, 0, rows, false);
+  Backward b;
+  b.rows = rows, b.n = b.k = kColumns;
+  b.x = b.dy = rows_of(ones), b.z = rows_of(z), b.rstd = rstd.data();
+  b.dx = dx.data(), b.dz = result.slope.data();
+  b.gate = Gate::last, b.sigmoid = sigmoid;
+  const cpu::Chunks chunks = cpu::plan(b);
+  kernels.backward(b, chunks, 0, chunks.count, false);
+  return result;
+}
+
+bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
+
+void check_one(Checker& check, double z, double value, double slope, bool sigmoid, const char* kernels) {
+  const auto where = [&](const char* what) {
+    return [=] { return std::string(kernels) + ": " + what + " of " + std::to_string(z); };
+  };
+  if (std::isnan(z)) {
+    return check.that(std::isnan(value) && std::isnan(slope), where("activation of NaN"));
+  }
+  if (std::isinf(z)) return sigmoid ? check.near(value, z > 0, 0, where("sigmoid")) : void();
+  const Activation want = activation(z, sigmoid);
+  const double u = 0x1p-24, tiny = 0x1p-149 * (1 + std::fabs(z));
+  if (z < kLeast) {
+    check.near(value, 0, 4e-37, where("value"));
+    return check.near(slope, 0, 4e-37, where("slope"));
+  }
+  // An exponential off by 2 u (one unit in the last place at most), a sum, a quotient.
+  check.near(value, want.value, 4.5 * u * std::fabs(want.value) + tiny, where("value"));
+  const double near_limit = z < -87 ? 4e-37 : 0;  // exp(-z) squared leaves fp32 there
+  check.near(slope, want.slope, (kActivationError + 2) * u * want.slope_size + tiny + near_limit + 0x1p-125,
+             where("slope"));
+  if (sigmoid && z >= kFirst && z <= kLast) {
+    const double exact = std::exp(-z);
+    check.near(slope, exact, spacing(Dtype::f32, exact), where("exp(-z), within a unit in the last place"));
+  }
+}
+
+}  // namespace
+
+// gates STEP: every STEPth number, by its bits. A prime shows all last digits.
+int main(int argc, char** argv) {
+  Checker check;
+  const uint32_t step = argc > 1 ? std::strtoul(argv[1], nullptr, 10) : 1;
+  const int64_t rows = (int64_t{1} << 32) / step / kColumns + 1;
+  Array z(Dtype::f32, rows * kColumns);
+  for (int64_t i = 0; i < z.count(); ++i) {
+    const uint32_t bits = static_cast<uint32_t>(i) * step;
+    std::memcpy(z.data() + 4 * i, &bits, 4);
+  }
+  for (const bool sigmoid : {false, true}) {
+    const Activated first = activate(*kernels_here().front(), z, rows, sigmoid);
+    for (int64_t i = 0; i < z.count(); ++i) {
+      check_one(check, z[i], first.value[i], first.slope[i], sigmoid, "first");
+    }
+    for (const cpu::Kernels* kernels : kernels_here()) {
+      const Activated other = activate(*kernels, z, rows, sigmoid);
+      for (int64_t i = 0; i < z.count(); ++i) {
+        check.that(same(first.value[i], other.value[i]) && same(first.slope[i], other.slope[i]), [&] {
+          return std::string(kernels->name) + " has other bits for " + std::to_string(z[i]);
+        });
+      }
+    }
+  }
+  std::printf("failures: %lld\n", static_cast<long long>(check.failures()));
+  return check.failures() ? 1 : 0;
+}
