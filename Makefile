@@ -61,8 +61,11 @@ gpu: | $(READY)
 	-$(ENSURE) requirements/test.txt benchmarks/requirements.txt
 	$(PY) -m benchmarks.gpu $(GPU_ARGS)
 
+# A file of tests is one worker's; as many workers as processors, where pytest-xdist is there.
+WORKERS ?= $(shell nproc)
 test: $(STAMPS)/built $(STAMPS)/requirements-test $(STAMPS)/benchmarks-requirements
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest $(if $(shell $(PY) -c "import xdist; print(1)" 2>/dev/null),-n $(WORKERS) --dist loadfile) \
+	  $(PYTEST_ARGS)
 
 # Random calls of everything public, judged by the definition. FUZZ_ARGS, e.g. --seed 7 --calls 100000,
 # --sanitize (under AddressSanitizer and UBSan), --soak (training for --seconds): docs/broken.md
