@@ -50,6 +50,12 @@ HOST_TESTS = (
     "tests/kernels/test_cuda_emulated.py",
     "tests/kernels/test_cuda_ptx.py",
     "tests/kernels/test_cpu_kernels.py",
+    "tests/kernels/test_ptx_counts.py",
+    "tests/kernels/test_ptx_faults.py",
+    "tests/kernels/test_ptx_instructions.py",
+    "tests/kernels/test_ptx_kernels.py",
+    "tests/kernels/test_ptx_traps.py",
+    "tests/benchmarks/test_compiled_model.py",
     "tests/packaging/test_cpp.py",
 )
 BUILT = """\
