@@ -33,14 +33,19 @@ def run(name: str) -> str:
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
     }
-    done = subprocess.run(
-        [*command, str(FOLDER / f"{name}.py"), "--small"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,  # a rank that waits for ever
-    )
+    for _ in range(3 if name in ON_RANKS else 1):
+        done = subprocess.run(
+            [*command, str(FOLDER / f"{name}.py"), "--small"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=500,  # a rank that waits for ever
+        )
+        # A thread of torch's gloo that lets go of its last tensor while Python ends aborts the process,
+        # once in ten runs here. That, and nothing else, is tried again.
+        if "terminate called without an active exception" not in done.stderr:
+            break
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

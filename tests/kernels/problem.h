@@ -150,7 +150,7 @@ struct BackwardProblem {
         dsum(s.types.x, s.residual ? extent(s) : 0, s.x_shift),
         z(s.types.x, s.gate != Gate::none ? extent(s) : 0, s.x_shift),
         weight(s.types.w, s.weight_rows * s.n, s.x_shift),
-        bias(s.types.w, s.weight_rows * s.n),
+        bias(s.types.w, s.gate != Gate::none ? s.weight_rows * s.n : 0),
         rstd(compute_type(s.types.x), s.rows),
         dx(s.types.x, s.rows * s.n, s.out_shift),
         dz(s.types.x, s.gate != Gate::none ? s.rows * s.n : 0, s.out_shift),
