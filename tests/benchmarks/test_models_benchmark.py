@@ -21,7 +21,8 @@ from benchmarks.models.works import WORKS, loss_of
 from fused_rmsnorm import RMSNorm
 
 TOKENS = torch.randint(3, 64, (1, 12), generator=torch.Generator().manual_seed(0))
-# Norms with two layers: of the stream, of queries and keys, under a gate, the last; of T5 in both halves.
+# Norms with two layers: of the stream, of queries and keys, under a gate, the last; of T5 in both
+# halves.
 NORMS = {"llama": 5, "qwen3": 9, "gemma3": 13, "olmo2": 9, "mamba2": 5, "t5": 12}
 
 

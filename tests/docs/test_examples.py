@@ -42,8 +42,8 @@ def run(name: str) -> str:
             check=False,
             timeout=500,  # a rank that waits for ever
         )
-        # A thread of torch's gloo that lets go of its last tensor while Python ends aborts the process,
-        # once in ten runs here. That, and nothing else, is tried again.
+        # A thread of torch's gloo that lets go of its last tensor while Python ends aborts the
+        # process, once in ten runs here. That, and nothing else, is tried again.
         if "terminate called without an active exception" not in done.stderr:
             break
     assert done.returncode == 0, done.stdout + done.stderr
