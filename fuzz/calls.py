@@ -11,6 +11,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from tests.support import cases
+
 Spec = dict[str, Any]
 REAL = ("float32", "float64", "float16", "bfloat16")
 COMPLEX = ("complex64", "complex128")
@@ -59,18 +61,7 @@ TARGETS = {
 # What takes no tensors: others.py.
 OTHERS = ("other.launch_plan", "other.replace_rms_norm_", "other.replace_layer_norm_")
 
-LAYOUTS = (
-    "contiguous",
-    "contiguous",
-    "slice of wider rows",
-    "one of three packed",
-    "leading dimensions transposed",
-    "every second element",
-    "last dimension first in memory",
-    "expanded rows",
-    "expanded last dimension",
-    "misaligned",
-)
+LAYOUTS = ("contiguous", *cases.LAYOUTS)  # the first most often
 # Tensors that are taken for what they hold, and those that are refused.
 GOOD_KINDS = ("parameter", "subclass", "two", "negative", "zero", "inference", "dtensor")
 BAD_KINDS = ("sparse", "csr", "mkldnn", "nested", "jagged", "quantised", "meta")
