@@ -50,6 +50,8 @@ class BackwardKernel {
   // instruction to be read, that would be two more.
   static constexpr bool kSharesLoads = sizeof(W) < sizeof(T);
   static constexpr Nans kNans = kPlain ? Types::kNans : Nans::any;
+  static constexpr bool kSettleStream = cpu::kSettleStream<X, kGate>;
+  static constexpr int kStreamLevel = 1;
 
   // stride: from one row of a partial of dw and db to the next; 0 where it has one.
   BackwardKernel(const Backward& b, T* dw, T* db, int64_t stride)
@@ -111,11 +113,11 @@ class BackwardKernel {
       }
       if (wants_db()) PlainFormat<T>::store(db + i, PlainFormat<T>::load(db + i) + g);
     }
-    template <int count>
+    template <int kLevel, int count>
     [[gnu::always_inline]] void prefetch(int64_t i) const {
-      fetch<1, count>(x_ahead + i);
-      fetch<1, count>(dy_ahead + i);
-      if constexpr (kGated) fetch<1, count>(z_ahead + i);
+      fetch<kLevel, count>(x_ahead + i);
+      fetch<kLevel, count>(dy_ahead + i);
+      if constexpr (kGated) fetch<kLevel, count>(z_ahead + i);
     }
   };
 
@@ -248,10 +250,7 @@ void backward_rows(const Backward& b, int64_t first, int64_t last, typename Type
                    typename Types::T* db, int64_t stride, bool stream) {
   using Kernel = BackwardKernel<Types, kOptions>;
   Kernel kernel(b, dw, db, stride);
-  if constexpr (kStreams<kOptions.gate>) {
-    if (stream) return Sweep<true, Kernel>::rows(kernel, first, last);
-  }
-  Sweep<false, Kernel>::rows(kernel, first, last);
+  Sweep<Kernel>::rows(kernel, first, last, stream);
 }
 
 // Apart from its callers, or it would become a memset, whose rep stosb is slow to start.

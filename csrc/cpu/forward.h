@@ -13,11 +13,12 @@
 namespace fused_rmsnorm::cpu {
 namespace {
 
+constexpr int64_t kAddBytes = 32768;  // of x that are added to their residual before they are normalised
+
 // What is asked of every element of a call, settled before the loops.
 struct ForwardOptions {
-  bool add;     // x + residual
-  bool plain;   // one row of weight, neither offset nor bias nor gate. Else the steps look for them
-  bool stream;  // written past the caches
+  bool plain;  // one row of weight, neither offset nor bias nor gate. Else the steps look for them
+  bool add;    // x + residual; only where plain
   Gate gate;
 };
 
@@ -36,13 +37,14 @@ class ForwardKernel {
   static constexpr bool kOther = kAdd || kGated;  // a second input of x's shape
   static constexpr bool kTwoOutputs = kAdd, kInline = true, kSharesLoads = false;
   static constexpr Nans kNans = kPlain ? Types::kNans : Nans::any;
-  static constexpr int kLevel = kOptions.stream ? 2 : 1;
-  static constexpr int64_t kAhead = kOptions.stream ? kStreamPrefetchBytes : kPrefetchBytes;
+  static constexpr bool kSettleStream = cpu::kSettleStream<X, kGate>;
+  static constexpr int kStreamLevel = 2;
 
-  explicit ForwardKernel(const Forward& f)
+  // ahead: bytes to prefetch ahead.
+  ForwardKernel(const Forward& f, int64_t ahead)
       : f_(f),
-        distance_(prefetch_distance(f.x, f.n, sizeof(X), kAhead)),
-        other_distance_(kOther ? prefetch_distance(kAdd ? f.residual : f.z, f.n, sizeof(X), kAhead) : 0) {}
+        distance_(prefetch_distance(f.x, f.n, sizeof(X), ahead)),
+        other_distance_(kOther ? prefetch_distance(kAdd ? f.residual : f.z, f.n, sizeof(X), ahead) : 0) {}
 
   int64_t stat_columns() const { return f_.k; }
   int64_t columns() const { return f_.n; }
@@ -84,7 +86,7 @@ class ForwardKernel {
       const Pack<T> v = in.widen(in.raw(i, lanes), i, lanes);
       sum = fma(v, v, sum);
     }
-    template <int count>
+    template <int kLevel, int count>
     [[gnu::always_inline]] void prefetch(int64_t i) const {
       fetch<kLevel, count>(ahead.x + i);
       if constexpr (kOther) fetch<kLevel, count>(ahead.other + i);
@@ -181,23 +183,48 @@ class ForwardKernel {
   T rstd_[kMaxBlock] = {};
 };
 
-template <class Types, bool kAdd, bool kPlain, Gate kGate = Gate::none>
+template <class Types, ForwardOptions kOptions>
 void forward_rows(const Forward& f, int64_t begin, int64_t end, bool stream) {
-  // Two outputs stream only line by line together.
-  if constexpr (kStreams<kGate> && (!kAdd || sizeof(typename Types::X) == sizeof(typename Types::Y))) {
-    if (stream) {
-      ForwardKernel<Types, ForwardOptions{kAdd, kPlain, true, kGate}> kernel(f);
-      return Sweep<true, decltype(kernel)>::rows(kernel, begin, end);
-    }
+  using Kernel = ForwardKernel<Types, kOptions>;
+  Kernel kernel(f, stream ? kStreamPrefetchBytes : kPrefetchBytes);
+  Sweep<Kernel>::rows(kernel, begin, end, stream);
+}
+
+template <class X>
+[[gnu::noinline]] void add_rows(const Forward& f, int64_t begin, int64_t end) {
+  constexpr int width = Pack<Compute<X>>::width;
+  for (int64_t m = begin; m < end; ++m) {
+    const X *const x = row_at<X>(f.x, m), *const residual = row_at<X>(f.residual, m);
+    X* const sum = static_cast<X*>(f.sum) + m * f.n;
+    const auto step = [&](int64_t i, auto lanes) {
+      store_raw(sum + i, narrow<X>(load<X>(x + i, lanes) + load<X>(residual + i, lanes)), lanes);
+    };
+    int64_t i = 0;
+    for (; i + width <= f.n; i += width) step(i, Full{});
+    if (i < f.n) step(i, Part{static_cast<int>(f.n - i)});
   }
-  ForwardKernel<Types, ForwardOptions{kAdd, kPlain, false, kGate}> kernel(f);
-  Sweep<false, decltype(kernel)>::rows(kernel, begin, end);
+}
+
+// Any call without a gate. A fused add takes two steps for a few rows at a time, which the caches hold.
+template <class Types>
+void general_forward(const Forward& f, int64_t begin, int64_t end, bool stream) {
+  constexpr ForwardOptions kOptions{false, false, Gate::none};
+  if (!f.residual.data) return forward_rows<Types, kOptions>(f, begin, end, stream);
+  Forward of_sum = f;
+  of_sum.x = Rows{f.sum, 1, f.n, 0}, of_sum.residual = Rows{};
+  const int64_t fit = kAddBytes / (f.n * size_of(f.x_dtype)), rows = fit < 1 ? 1 : fit;
+  for (; begin < end; begin += rows) {
+    const int64_t last = end - begin < rows ? end : begin + rows;
+    add_rows<typename Types::X>(f, begin, last);
+    forward_rows<Types, kOptions>(of_sum, begin, last, stream);
+  }
 }
 
 template <Gate kGate>
 void gated_forward(const Forward& f, int64_t begin, int64_t end, bool stream) {
-  visit_gated_types<kGate>(
-      f, [&]<class Types>(Types) { forward_rows<Types, false, false, kGate>(f, begin, end, stream); });
+  visit_gated_types<kGate>(f, [&]<class Types>(Types) {
+    forward_rows<Types, ForwardOptions{false, false, kGate}>(f, begin, end, stream);
+  });
 }
 
 void forward(const Forward& f, int64_t begin, int64_t end, bool stream) {
@@ -205,11 +232,12 @@ void forward(const Forward& f, int64_t begin, int64_t end, bool stream) {
   if (f.gate == Gate::last) return gated_forward<Gate::last>(f, begin, end, stream);
   const bool plain = f.weight && f.weight_rows == 1 && !f.bias && f.weight_offset == 0;
   visit_types(f, [&]<class Types>(Types) {
-    settle(f.residual.data != nullptr, [&](auto add) {
-      settle<Types::kSettled>(plain, [&](auto is_plain) {
-        forward_rows<Types, add.value, is_plain.value>(f, begin, end, stream);
-      });
-    });
+    if constexpr (Types::kSettled) {
+      constexpr ForwardOptions kNorm{true, false, Gate::none}, kAdd{true, true, Gate::none};
+      if (plain && !f.residual.data) return forward_rows<Types, kNorm>(f, begin, end, stream);
+      if (plain) return forward_rows<Types, kAdd>(f, begin, end, stream);
+    }
+    general_forward<Types>(f, begin, end, stream);
   });
 }
 

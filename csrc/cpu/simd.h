@@ -194,7 +194,10 @@ struct Tail : StoreTail<E> {
 
 // Which elements of a pack a step reads or writes, and how.
 struct Full {};
-struct Streamed {};  // a full, vector-aligned pack past the caches
+template <class Stream>
+struct Maybe {  // a full pack; where stream.value, vector-aligned and past the caches
+  [[no_unique_address]] Stream stream;
+};
 struct Part {
   int count;  // 1 <= count < width; the other lanes read as zero and are not written
 };
@@ -211,9 +214,13 @@ template <class E>
 [[gnu::always_inline]] inline void store_raw(E* p, typename Format<E>::Raw v, Full) {
   Format<E>::store(p, v);
 }
-template <class E>
-[[gnu::always_inline]] inline void store_raw(E* p, typename Format<E>::Raw v, Streamed) {
-  Format<E>::stream(p, v);
+template <class E, class Stream>
+[[gnu::always_inline]] inline void store_raw(E* p, typename Format<E>::Raw v, Maybe<Stream> to) {
+  if (to.stream.value) {
+    Format<E>::stream(p, v);
+  } else {
+    Format<E>::store(p, v);
+  }
 }
 template <class E>
 [[gnu::always_inline]] inline void store_raw(E* p, typename Format<E>::Raw v, Part part) {

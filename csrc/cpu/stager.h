@@ -20,7 +20,7 @@ class LineStager {
   }
   // Elements missing in the line begun; 0 when none is.
   int64_t gap() const { return fill_ ? (kLine - fill_) / static_cast<int>(sizeof(E)) : 0; }
-  // Where the next elements go; there is room for a pack more than are pushed.
+  // Where the next elements go, up to a line of them before they are pushed.
   E* at() { return reinterpret_cast<E*>(buffer_ + fill_); }
   void push(int64_t elements) {
     fill_ += static_cast<int>(elements * sizeof(E));
@@ -46,7 +46,7 @@ class LineStager {
   }
 
  private:
-  alignas(kLine) char buffer_[4 * kLine];
+  alignas(kLine) char buffer_[2 * kLine];
   char* line_;  // where the first line of the buffer belongs
   int fill_, lead_;
 };

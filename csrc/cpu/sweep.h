@@ -63,37 +63,71 @@ inline int block_rows(int64_t n, int64_t size) {
   return rows < 1 ? 1 : rows > kMaxBlock ? kMaxBlock : static_cast<int>(rows);
 }
 
-template <bool kStream>
-struct StoreKind {
-  using type = Full;
+// Whether a sweep writes past the caches: settled before the loops, or asked for every pack.
+template <bool kValue>
+struct Settled {
+  static constexpr bool value = kValue;
 };
+struct Asked {
+  bool value;
+};
+template <class Stream>
+constexpr bool kSureToStream = false;
 template <>
-struct StoreKind<true> {
-  using type = Streamed;
-};
+constexpr bool kSureToStream<Settled<true>> = true;
 
 // Goes over rows. The loops have one counter, the column: what a kernel adds to it are pointers, which
 // start where the step's row does. What is done once per row is a third of the work in one of 128 elements,
 // so the forward's turns are inlined into the loop over rows.
-template <bool kStream, class K>
+template <class K>
 class Sweep {
  public:
   using T = typename K::T;
 
-  // All rows of [begin, end). The statistic of row m + block is taken with the write of row m; that of
-  // the first block before.
-  [[gnu::noinline]] static void rows(K& kernel, int64_t begin, int64_t end) {
-    if (begin >= end) return;
-    Outputs<K> outputs;
+  // All rows of [begin, end).
+  static void rows(K& kernel, int64_t begin, int64_t end, bool stream) {
     if (!kernel.writes()) {
-      for (int64_t m = begin; m < end; ++m) statistic(kernel, m, outputs);
-      return;
+      for (int64_t m = begin; m < end; ++m) statistic(kernel, m);
+    } else if (begin < end) {
+      if constexpr (!K::kSettleStream) {
+        write_rows(kernel, begin, end, Asked{stream});
+      } else if (stream) {
+        write_rows(kernel, begin, end, Settled<true>{});
+      } else {
+        write_rows(kernel, begin, end, Settled<false>{});
+      }
     }
+  }
+
+ private:
+  using Out = typename K::Out;
+  using Second = typename K::Second;
+  static constexpr int kWidth = Pack<T>::width;
+  static constexpr int kPackBytes = kWidth * sizeof(Out), kLineElements = kLine / sizeof(Out);
+  // A step streams whole lines. Of common calls it has more packs, so that a step's own instructions are
+  // shared by more elements; more code to compile, though.
+  static constexpr int kLeast = 2 * kPackBytes >= kLine ? 2 : 4;
+  static constexpr int kPacks = K::kPlain && kWidth * sizeof(T) < 2 * kLine ? 4 : kLeast;
+  static constexpr int kStep = kPacks * kWidth, kSmallStep = kLeast * kWidth;
+  static_assert(kSmallStep * sizeof(Out) % kLine == 0 && kStep % kSmallStep == 0 &&
+                kFoldColumns % kStep == 0);
+  // Two outputs stream only line by line together.
+  static_assert(!K::kTwoOutputs || sizeof(Out) == sizeof(Second));
+
+  struct Turn {
+    int64_t write;          // the row to write
+    int slot;               // where its statistic is
+    int64_t ahead, stat_n;  // the row whose statistic is wanted, and its columns that count; 0: none
+  };
+
+  // The statistic of row m + block is taken with the write of row m; that of the first block before.
+  template <class Stream>
+  [[gnu::noinline]] static void write_rows(K& kernel, int64_t begin, int64_t end, Stream stream) {
+    Outputs<K> outputs;
     const int block = kernel.block();
     T sums[kMaxBlock] = {};
-    for (int64_t m = begin; m < end && m < begin + block; ++m)
-      sums[m - begin] = statistic(kernel, m, outputs);
-    if constexpr (kStream) outputs.begin(kernel.row_of(begin, 0));
+    for (int64_t m = begin; m < end && m < begin + block; ++m) sums[m - begin] = statistic(kernel, m);
+    if (stream.value) outputs.begin(kernel.row_of(begin, 0));
     Turn turn = {begin, 0, begin, kernel.stat_columns()};
     for (; turn.write < end; ++turn.write) {
       if (turn.slot == 0) {
@@ -103,45 +137,28 @@ class Sweep {
       turn.ahead = turn.write + block;
       if (turn.ahead >= end) turn.ahead = turn.write, turn.stat_n = 0;
       if constexpr (K::kInline) {
-        sums[turn.slot] = take<true>(kernel, turn, outputs);
+        sums[turn.slot] = take<true>(kernel, turn, outputs, stream);
       } else {
-        sums[turn.slot] = take_apart(kernel, turn, outputs);
+        sums[turn.slot] = take_apart(kernel, turn, outputs, stream);
       }
       turn.slot = turn.slot + 1 < block ? turn.slot + 1 : 0;
     }
-    if constexpr (kStream) outputs.end();
+    if (stream.value) outputs.end();
   }
 
- private:
-  using Out = typename K::Out;
-  using Second = typename K::Second;
-  using Dest = typename StoreKind<kStream>::type;
-  static constexpr int kWidth = Pack<T>::width;
-  static constexpr int kPackBytes = kWidth * sizeof(Out);
-  // A step streams whole lines. Of common calls it has more packs, so that a step's own instructions are
-  // shared by more elements; more code to compile, though.
-  static constexpr int kLeast = 2 * kPackBytes >= kLine ? 2 : 4;
-  static constexpr int kPacks = K::kPlain && kWidth * sizeof(T) < 2 * kLine ? 4 : kLeast;
-  static constexpr int kStep = kPacks * kWidth, kSmallStep = kLeast * kWidth;
-  static_assert(kSmallStep * sizeof(Out) % kLine == 0 && kStep % kSmallStep == 0 &&
-                kFoldColumns % kStep == 0);
-
-  struct Turn {
-    int64_t write;          // the row to write
-    int slot;               // where its statistic is
-    int64_t ahead, stat_n;  // the row whose statistic is wanted, and its columns that count; 0: none
-  };
-
   // Writes the one row (unless kWrite is false) and returns the statistic of the other.
-  template <bool kWrite>
-  [[gnu::always_inline]] static T take(const K& kernel, const Turn& turn, Outputs<K>& outputs) {
+  template <bool kWrite, class Stream>
+  [[gnu::always_inline]] static T take(const K& kernel, const Turn& turn, Outputs<K>& outputs,
+                                       Stream stream) {
+    constexpr int kLevel = kSureToStream<Stream> ? K::kStreamLevel : 1;
+    const Maybe<Stream> dest{stream};
     const auto stat = kernel.stat_of(turn.ahead);
     auto row = kernel.row_of(turn.write, turn.slot);
     const int64_t stat_n = turn.stat_n;
-    int64_t write_n = kWrite ? kernel.columns() : 0;
-    if constexpr (kStream && kWrite) {
-      const int64_t gap = outputs.first.gap();
-      if (gap) fill_line(row, gap, outputs);
+    int64_t write_n = kWrite ? kernel.columns() : 0, gap = 0;
+    if (kWrite && stream.value) {
+      gap = outputs.first.gap();  // of the line begun by the row before
+      if (gap) write_some(kernel, turn.write, turn.slot, 0, gap, &outputs), outputs.push(gap);
       row.skip(gap), write_n -= gap;
     }
     const int64_t stat_end = stat_n & -kStep, write_end = write_n & -kStep;
@@ -159,25 +176,28 @@ class Sweep {
     while (i != both_end) {
       const int64_t end = both_end < fold_at ? both_end : fold_at;
       for (; i != end; i += kStep) {
-        stat.template prefetch<kStep>(i);
-        fetch_outputs<kStep>(row, i);
+        stat.template prefetch<kLevel, kStep>(i);
+        if (!stream.value) fetch_outputs<kStep>(row, i);
 #pragma GCC unroll 4
-        for (int u = 0; u < kPacks; ++u) both_steps(stat, lanes[u % 2], row, i + u * kWidth);
+        for (int u = 0; u < kPacks; ++u) both_steps(stat, lanes[u % 2], row, i + u * kWidth, dest);
       }
       fold_here();
     }
     if constexpr (kWrite) {
       for (int64_t j = i; __builtin_expect(j < write_end, false); j += kSmallStep) {
-        stat.template prefetch<kSmallStep>(j);
-        fetch_outputs<kSmallStep>(row, j);
+        stat.template prefetch<kLevel, kSmallStep>(j);
+        if (!stream.value) fetch_outputs<kSmallStep>(row, j);
 #pragma GCC unroll 4
-        for (int u = 0; u < kLeast; ++u) write_step(row, j + u * kWidth, Full{}, Dest{});
+        for (int u = 0; u < kLeast; ++u) {
+          const int64_t at = j + u * kWidth;
+          row.store(row.value(at, Full{}), dest, row.out() + at, row.second() + at);
+        }
       }
     } else {
       while (i != stat_end) {
         const int64_t end = stat_end < fold_at ? stat_end : fold_at;
         for (; i != end; i += kSmallStep) {
-          stat.template prefetch<kSmallStep>(i);
+          stat.template prefetch<kLevel, kSmallStep>(i);
 #pragma GCC unroll 4
           for (int u = 0; u < kLeast; ++u) stat.step(lanes[u % 2], i + u * kWidth, Full{});
         }
@@ -196,20 +216,23 @@ class Sweep {
       fold_here();
       if (i < stat_n) stat.step(lanes[0], i, Part{static_cast<int>(stat_n - i)});
     }
-    if constexpr (kStream && kWrite) {
-      stage_rest(row, write_end, write_n, outputs);
+    if (kWrite && stream.value) {
+      stage_rest(kernel, turn.write, turn.slot, gap + write_end, outputs);
     } else if (write_end < write_n) {
-      finish_row(kernel, turn.write, turn.slot, write_end);
+      write_some(kernel, turn.write, turn.slot, write_end, write_n, nullptr);
     }
     return blocks.total(sum_of(lanes));
   }
 
-  [[gnu::noinline]] static T take_apart(const K& kernel, const Turn& turn, Outputs<K>& outputs) {
-    return take<true>(kernel, turn, outputs);
+  template <class Stream>
+  [[gnu::noinline]] static T take_apart(const K& kernel, const Turn& turn, Outputs<K>& outputs,
+                                        Stream stream) {
+    return take<true>(kernel, turn, outputs, stream);
   }
 
-  [[gnu::noinline]] static T statistic(const K& kernel, int64_t m, Outputs<K>& outputs) {
-    return take<false>(kernel, {m, 0, m, kernel.stat_columns()}, outputs);
+  [[gnu::noinline]] static T statistic(const K& kernel, int64_t m) {
+    Outputs<K> none;
+    return take<false>(kernel, {m, 0, m, kernel.stat_columns()}, none, Settled<false>{});
   }
 
   [[gnu::always_inline]] static T sum_of(const Pack<T> (&lanes)[2]) {
@@ -219,67 +242,46 @@ class Sweep {
   // The lines of a step's ordinary stores, some way ahead.
   template <int count, class Row>
   [[gnu::always_inline]] static void fetch_outputs(const Row& row, int64_t i) {
-    if constexpr (!kStream) {
-      fetch<1, count>(row.out() + i + kStoreAheadBytes / sizeof(Out));
-      if constexpr (K::kTwoOutputs) fetch<1, count>(row.second() + i + kStoreAheadBytes / sizeof(Second));
-    }
+    fetch<1, count>(row.out() + i + kStoreAheadBytes / sizeof(Out));
+    if constexpr (K::kTwoOutputs) fetch<1, count>(row.second() + i + kStoreAheadBytes / sizeof(Second));
   }
 
-  template <class Row, class Lanes, class To>
-  [[gnu::always_inline]] static void write_step(const Row& row, int64_t i, Lanes lanes, To to) {
-    row.store(row.value(i, lanes), to, row.out() + i, row.second() + i);
-  }
-
-  template <class Stat, class Row>
-  [[gnu::always_inline]] static void both_steps(const Stat& stat, Pack<T>& sum, const Row& row, int64_t i) {
+  template <class Stat, class Row, class Dest>
+  [[gnu::always_inline]] static void both_steps(const Stat& stat, Pack<T>& sum, const Row& row, int64_t i,
+                                                Dest dest) {
     if constexpr (K::kSharesLoads) {  // before anything is stored: what both read is read once
       const auto value = row.value(i, Full{});
       stat.step(sum, i, Full{});
-      row.store(value, Dest{}, row.out() + i, row.second() + i);
+      row.store(value, dest, row.out() + i, row.second() + i);
     } else {
       stat.step(sum, i, Full{});
-      write_step(row, i, Full{}, Dest{});
+      row.store(row.value(i, Full{}), dest, row.out() + i, row.second() + i);
     }
   }
 
-  // The columns of a row after its last whole step, by ordinary stores.
-  [[gnu::noinline]] static void finish_row(const K& kernel, int64_t m, int slot, int64_t i) {
+  // Columns [i, end) of a row by ordinary stores, for which whole steps are too long: to their place, or up
+  // to a line of them to the stagers.
+  [[gnu::noinline]] static void write_some(const K& kernel, int64_t m, int slot, int64_t i, int64_t end,
+                                           Outputs<K>* staged) {
     const auto row = kernel.row_of(m, slot);
-    const int64_t n = kernel.columns();
-    for (; i + kWidth <= n; i += kWidth) write_step(row, i, Full{}, Full{});
-    if (i == n) return;
-    const Part rest{static_cast<int>(n - i)};
-    write_step(row, i, rest, rest);
+    Out* const to = staged ? staged->first.at() - i : row.out();
+    Second* const to2 = staged ? staged->second.at() - i : row.second();
+    for (; i + kWidth <= end; i += kWidth) row.store(row.value(i, Full{}), Full{}, to + i, to2 + i);
+    if (i == end) return;
+    const Part rest{static_cast<int>(end - i)};
+    row.store(row.value(i, rest), rest, to + i, to2 + i);
   }
 
-  // The first columns of a row, up to the end of the line begun by the row before. Rows go by value: one
-  // whose address is known would be read from memory at every step of the loops.
-  template <class Row>
-  [[gnu::noinline]] static void fill_line(Row row, int64_t gap, Outputs<K>& outputs) {
-    for (int64_t i = 0; i < gap; i += kWidth) {
-      row.store(row.value(i, Full{}), Full{}, outputs.first.at() + i, outputs.second.at() + i);
+  // The columns of a row from i on, where a line of the output starts: they are staged, line by line.
+  [[gnu::noinline]] static void stage_rest(const K& kernel, int64_t m, int slot, int64_t i,
+                                           Outputs<K>& outputs) {
+    outputs.resume(kernel.row_of(m, slot), i);
+    for (const int64_t n = kernel.columns(); i < n;) {
+      const int64_t end = n - i < kLineElements ? n : i + kLineElements;
+      write_some(kernel, m, slot, i, end, &outputs);
+      outputs.push(end - i);
+      i = end;
     }
-    outputs.push(gap);
-  }
-
-  // The columns of a row after its last whole step: whole lines streamed, and the rest staged.
-  template <class Row>
-  [[gnu::noinline]] static void stage_rest(Row row, int64_t i, int64_t n, Outputs<K>& outputs) {
-    if constexpr (kPackBytes >= kLine) {
-      for (; i + kWidth <= n; i += kWidth) write_step(row, i, Full{}, Streamed{});
-    }
-    outputs.resume(row, i);
-    const int64_t rest = n - i;
-    for (int64_t at = 0; at < rest; at += kWidth) {
-      Out* const to = outputs.first.at() + at;
-      Second* const to2 = outputs.second.at() + at;
-      if (rest - at >= kWidth) {
-        row.store(row.value(i + at, Full{}), Full{}, to, to2);
-      } else {
-        row.store(row.value(i + at, Part{static_cast<int>(rest - at)}), Full{}, to, to2);
-      }
-    }
-    outputs.push(rest);
   }
 };
 
