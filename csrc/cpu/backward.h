@@ -50,7 +50,7 @@ class BackwardKernel {
   // instruction to be read, that would be two more.
   static constexpr bool kSharesLoads = sizeof(W) < sizeof(T);
   static constexpr Nans kNans = kPlain ? Types::kNans : Nans::any;
-  static constexpr bool kSettleStream = cpu::kSettleStream<X, kGate>;
+  static constexpr bool kSettleStream = cpu::kSettleStream<Types, kGate>;
   static constexpr int kStreamLevel = 1;
 
   // stride: from one row of a partial of dw and db to the next; 0 where it has one.

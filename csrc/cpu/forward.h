@@ -37,7 +37,7 @@ class ForwardKernel {
   static constexpr bool kOther = kAdd || kGated;  // a second input of x's shape
   static constexpr bool kTwoOutputs = kAdd, kInline = true, kSharesLoads = false;
   static constexpr Nans kNans = kPlain ? Types::kNans : Nans::any;
-  static constexpr bool kSettleStream = cpu::kSettleStream<X, kGate>;
+  static constexpr bool kSettleStream = cpu::kSettleStream<Types, kGate>;
   static constexpr int kStreamLevel = 2;
 
   // ahead: bytes to prefetch ahead.

@@ -1,5 +1,5 @@
 // The kernels for any machine: with vectors of 16 bytes, whatever the compiler makes of them.
-// Compile flags: -O3 -ffp-contract=off -fno-math-errno
+// Compile flags: -O1 -fgcse -fcaller-saves -ffp-contract=off -fno-math-errno
 // clang-format off: the order matters
 #include "kernels.h"
 #include "simd_baseline.h"  // before the bodies, which are written in its terms
