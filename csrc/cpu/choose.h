@@ -76,9 +76,9 @@ void visit_gated_types(const Call& call, Visit visit) {
 }
 
 // Whether writing past the caches is settled before the loops, too. Where it is not, half as much is
-// compiled; beside a gate of 16-bit numbers the question for each pack is 1 or 2 % of the instructions.
+// compiled; beside a gate the question for each pack is 1 or 2 % of the instructions.
 template <class Types, Gate kGate>
-constexpr bool kSettleStream = Types::kSettled && (kGate == Gate::none || sizeof(typename Types::X) == 4);
+constexpr bool kSettleStream = Types::kSettled && kGate == Gate::none;
 
 }  // namespace
 }  // namespace fused_rmsnorm::cpu

@@ -98,7 +98,7 @@ class ForwardKernel {
     Vec<T> r;
     const W *weight, *bias;
     Vec<T> offset;
-    bool has_offset;
+    bool has_offset, weight_only;  // the latter is asked first, beside a gate
     Y* y;
     X* sum;
 
@@ -124,8 +124,12 @@ class ForwardKernel {
       if (rounds()) v = round_to<X>(v);
       if (kPlain || weight) {
         Pack<T> w = load<X>(weight + i, lanes);
-        if (!kPlain && has_offset) w = w + Pack<T>{offset, offset};
-        v = !kPlain && bias ? fma(v, w, load<X>(bias + i, lanes)) : v * w;
+        if (kPlain || (kGated && weight_only)) {
+          v = v * w;
+        } else {
+          if (has_offset) w = w + Pack<T>{offset, offset};
+          v = bias ? fma(v, w, load<X>(bias + i, lanes)) : v * w;
+        }
       }
       if constexpr (kGate == Gate::last) {
         if (sizeof(W) == sizeof(X) && rounds()) v = round_to<X>(v);
@@ -152,6 +156,7 @@ class ForwardKernel {
             !kPlain && f_.bias ? static_cast<const W*>(f_.bias) + w : nullptr,
             splat(static_cast<T>(f_.weight_offset)),
             f_.weight_offset != 0,
+            f_.weight_offset == 0 && !f_.bias,
             static_cast<Y*>(f_.y) + m * f_.n,
             kAdd ? static_cast<X*>(f_.sum) + m * f_.n : nullptr};
   }
