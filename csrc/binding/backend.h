@@ -6,6 +6,8 @@
 //   static void run(const Backward&);
 // and calls register_backend<Backend>(m), and register_gates<Backend>(m) if its kernels take a gate.
 #pragma once
+#include <ATen/ops/empty.h>
+
 #include "checks.h"
 #include "kernel_args.h"
 #include "ops.h"

@@ -1,5 +1,13 @@
 #include "composite.h"
 
+#include <ATen/ExpandUtils.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/rsqrt.h>
+#include <ATen/ops/slice.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+
 namespace fused_rmsnorm {
 namespace {
 

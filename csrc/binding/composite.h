@@ -9,6 +9,8 @@
 // x may stand for rows of a narrower type: a product with a gate, in the arithmetic type. `type` is
 // then the type that results follow and that llama mode rounds to, else x's own.
 #pragma once
+#include <ATen/TensorOperators.h>
+
 #include <array>
 #include <tuple>
 

@@ -1,5 +1,8 @@
 #include "composite_gated.h"
 
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/silu.h>
+
 namespace fused_rmsnorm {
 namespace {
 

@@ -1,5 +1,8 @@
 #include "kernel_args.h"
 
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
 namespace fused_rmsnorm {
 namespace {
 

@@ -1,4 +1,6 @@
 // Shapes and dtypes without data: for torch.compile, export and meta tensors.
+#include <ATen/ops/empty.h>
+
 #include "checks.h"
 #include "ops.h"
 #include "registration.h"

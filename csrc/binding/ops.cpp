@@ -5,6 +5,9 @@
 // else (backends, Meta, Autograd, FuncTorchBatched) is registered on the _fwd and _bwd operators.
 #include "ops.h"
 
+#include <ATen/ops/broadcast_tensors.h>
+#include <ATen/ops/ones_like.h>
+
 #include "checks.h"
 #include "registration.h"
 

@@ -8,7 +8,7 @@
 //
 // weight and bias: [N], or more dimensions that broadcast to input's, such as [heads, N]; or absent.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <optional>
 #include <tuple>
