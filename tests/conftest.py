@@ -1,7 +1,10 @@
-"""Devices and hypothesis settings for all tests."""
+"""Devices, random numbers and hypothesis settings for all tests."""
 
 import os
+import random
+import zlib
 
+import numpy
 import pytest
 import torch
 from hypothesis import settings
@@ -14,6 +17,10 @@ settings.register_profile("ci", deadline=None, derandomize=True, database=None, 
 settings.register_profile("explore", deadline=None, database=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+# Of each test's random numbers, which depend on its name alone: neither on the tests before it nor on how
+# the tests are spread over workers. TESTS_SEED=1 draws others.
+SEED = os.environ.get("TESTS_SEED", "0")
+
 DEVICES = ["cpu"]
 if fused_rmsnorm.build_info()["cuda"] and torch.cuda.is_available():
     DEVICES.append("cuda")
@@ -23,3 +30,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # A parameter rather than a fixture: hypothesis takes no function-scoped fixtures.
     if "device" in metafunc.fixturenames:
         metafunc.parametrize("device", DEVICES)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    seed = zlib.crc32(f"{SEED} {item.nodeid}".encode())
+    torch.manual_seed(seed), random.seed(seed), numpy.random.seed(seed)

@@ -19,7 +19,7 @@ def test_kernels(kind: str) -> None:
 
 
 def test_gates() -> None:
-    """exp(-z) to a unit in the last place, its bits the same from every instruction set."""
+    """exp(-z) to a unit in the last place; the same bits wherever there is a fused multiply-add."""
     folder = build("plain", "-DSANITIZE=", target="gates")
     assert run(folder / "gates", 1021) == "failures: 0\n"
 

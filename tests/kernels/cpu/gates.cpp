@@ -1,5 +1,5 @@
 // The activations of the gates as the kernels compute them, over numbers of every exponent: against fp64,
-// and the same bits from every instruction set.
+// and the same bits from every instruction set that has a fused multiply-add.
 //
 // Rows of ones are their own norm under rstd = 1, so y is act(z) itself, and dz under a gradient of ones is
 // act'(z). For z from 17 on, where sigmoid(z) is 1, sigmoid'(z) is exp(-z) as it was computed.
@@ -83,14 +83,17 @@ int main(int argc, char** argv) {
     std::memcpy(z.data() + 4 * i, &bits, 4);
   }
   for (const bool sigmoid : {false, true}) {
-    const Activated first = activate(*kernels_here().front(), z, rows, sigmoid);
-    for (int64_t i = 0; i < z.count(); ++i) {
-      check_one(check, z[i], first.value[i], first.slope[i], sigmoid, "first");
-    }
+    const Activated best = activate(*kernels_here().back(), z, rows, sigmoid);
     for (const cpu::Kernels* kernels : kernels_here()) {
-      const Activated other = activate(*kernels, z, rows, sigmoid);
+      const Activated found = activate(*kernels, z, rows, sigmoid);
       for (int64_t i = 0; i < z.count(); ++i) {
-        check.that(same(first.value[i], other.value[i]) && same(first.slope[i], other.slope[i]), [&] {
+        check_one(check, z[i], found.value[i], found.slope[i], sigmoid, kernels->name);
+      }
+#if defined(__x86_64__)
+      if (kernels == &cpu::baseline_kernels) continue;
+#endif
+      for (int64_t i = 0; i < z.count(); ++i) {
+        check.that(same(best.value[i], found.value[i]) && same(best.slope[i], found.slope[i]), [&] {
           return std::string(kernels->name) + " has other bits for " + std::to_string(z[i]);
         });
       }
