@@ -5,7 +5,7 @@
 // the write starts wherever a line of dx does. c holds r squared only: r cubed leaves fp32's range
 // for rows near 1e-13, whose dx is still an ordinary number.
 //
-// Under a gate each half computes its activation anew, and the write has a second output:
+// Under a gate the write has a second output, and the statistic stashes activations for it (Stash):
 //   Gate::last    dy * act(z) in place of dy;   dz = dy * norm(x) * act'(z)
 //   Gate::first   x * act(z) in place of x;     dz = dx * x * act'(z), then dx = dx * act(z)
 //
@@ -54,11 +54,13 @@ class BackwardKernel {
   static constexpr int kStreamLevel = 1;
 
   // stride: from one row of a partial of dw and db to the next; 0 where it has one.
-  BackwardKernel(const Backward& b, T* dw, T* db, int64_t stride)
+  // stream: whether dx is written past the caches.
+  BackwardKernel(const Backward& b, T* dw, T* db, int64_t stride, bool stream)
       : b_(b),
         dw_(dw),
         db_(db),
         stride_(stride),
+        stash_(writes() && (!stream || starts_on_lines(b.dx, b.n, sizeof(X))), b.n, block()),
         x_distance_(prefetch_distance(b.x, b.n, sizeof(X), kPrefetchBytes)),
         dy_distance_(prefetch_distance(b.dy, b.n, sizeof(D), kPrefetchBytes)),
         z_distance_(kGated ? prefetch_distance(b.z, b.n, sizeof(X), kPrefetchBytes) : 0) {}
@@ -97,12 +99,21 @@ class BackwardKernel {
     bool wants_db() const { return !kPlain && db; }
 
     template <class Lanes>
+    [[gnu::always_inline]] Pack<T> act(int64_t i, Lanes lanes) const {
+      const Pack<T> at = load<X>(z + i, lanes);
+      if (!gate.stash) return activate(at, gate.sigmoid);
+      const Activation both = activate_with_slope(at, gate.sigmoid);
+      PlainFormat<T>::store(gate.stash + i, both.value);
+      PlainFormat<T>::store(gate.stash + kStashPlane + i, both.slope);
+      return both.value;
+    }
+    template <class Lanes>
     [[gnu::always_inline]] void step(Pack<T>& sum, int64_t i, Lanes lanes) const {
       Pack<T> g = load<X>(dy + i, lanes);
-      if constexpr (kGate == Gate::last) g = g * activate(load<X>(z + i, lanes), gate.sigmoid);
+      if constexpr (kGate == Gate::last) g = g * act(i, lanes);
       if (wants_dot() || wants_dw()) {
         Pack<T> v = load<X>(x + i, lanes);
-        if constexpr (kGate == Gate::first) v = v * activate(load<X>(z + i, lanes), gate.sigmoid);
+        if constexpr (kGate == Gate::first) v = v * act(i, lanes);
         const Pack<T> product = g * v;
         if (wants_dot()) sum = weight ? fma(product, weight(i, lanes), sum) : sum + product;
         if (wants_dw()) {
@@ -164,6 +175,12 @@ class BackwardKernel {
       return v;
     }
 
+    template <class Lanes>
+    [[gnu::always_inline]] Activation activation(int64_t i, Lanes lanes) const {
+      if (!gate.stash) return activate_with_slope(load<X>(z + i, lanes), gate.sigmoid);
+      return {PlainFormat<T>::load(gate.stash + i), PlainFormat<T>::load(gate.stash + kStashPlane + i)};
+    }
+
     struct Value {
       Pack<T> dx, dz;
     };
@@ -171,7 +188,7 @@ class BackwardKernel {
     [[gnu::always_inline]] Value value(int64_t i, Lanes lanes) const {
       const Pack<T> g = load<X>(dy + i, lanes), v = load<X>(x + i, lanes);
       if constexpr (kGated) {
-        const Activation act = activate_with_slope(load<X>(z + i, lanes), gate.sigmoid);
+        const Activation act = activation(i, lanes);
         if constexpr (kGate == Gate::last) {
           return {dx_of(g * act.value, v, i, lanes), g * norm_of(v, i, lanes) * act.slope};
         } else {
@@ -189,7 +206,7 @@ class BackwardKernel {
     }
   };
 
-  Stat stat_of(int64_t m) const {
+  Stat stat_of(int64_t m) {
     const D* const dy = row_at<D>(b_.dy, m);
     const X* const x = row_at<X>(b_.x, m);
     const X* const z = kGated ? row_at<X>(b_.z, m) : nullptr;
@@ -200,20 +217,20 @@ class BackwardKernel {
             x + x_distance_,
             z,
             kGated ? z + z_distance_ : nullptr,
-            {b_.sigmoid, b_.llama},
+            {b_.sigmoid, b_.llama, stash_.row(m)},
             weight(w),
             splat(rstd(m)),
             kPlain || dw_ ? dw_ + at : nullptr,
             !kPlain && db_ ? db_ + at : nullptr,
             writes()};
   }
-  Row row_of(int64_t m, int slot) const {
+  Row row_of(int64_t m, int slot) {
     const int64_t w = kPlain ? 0 : weight_row(b_, m);
     return {row_at<D>(b_.dy, m),
             row_at<X>(b_.x, m),
             b_.dsum.data ? row_at<X>(b_.dsum, m) : nullptr,
             kGated ? row_at<X>(b_.z, m) : nullptr,
-            {b_.sigmoid, b_.llama},
+            {b_.sigmoid, b_.llama, stash_.row(m)},
             weight(w),
             kGated && b_.bias ? static_cast<const W*>(b_.bias) + w * b_.n : nullptr,
             splat(rstd(m)),
@@ -240,7 +257,9 @@ class BackwardKernel {
 
   const Backward& b_;
   T *const dw_, *const db_;
-  const int64_t stride_, x_distance_, dy_distance_, z_distance_;
+  const int64_t stride_;
+  Stash<kGated ? 2 : 0> stash_;  // of activations, and of their slopes
+  const int64_t x_distance_, dy_distance_, z_distance_;
   T c_[kMaxBlock] = {};
 };
 
@@ -249,7 +268,7 @@ template <class Types, BackwardOptions kOptions>
 void backward_rows(const Backward& b, int64_t first, int64_t last, typename Types::T* dw,
                    typename Types::T* db, int64_t stride, bool stream) {
   using Kernel = BackwardKernel<Types, kOptions>;
-  Kernel kernel(b, dw, db, stride);
+  Kernel kernel(b, dw, db, stride, stream);
   Sweep<Kernel>::rows(kernel, first, last, stream);
 }
 

@@ -1,7 +1,7 @@
 // The forward body: y = x * r * (offset + w) + b, optionally of x + residual, which is then written
 // too. The residual sum is computed (and rounded) twice, once for the statistic and once for the
-// write: that costs arithmetic but neither a copy of the row nor a second trip to memory. So is a gate
-// that goes ahead of the norm.
+// write: that costs arithmetic but neither a copy of the row nor a second trip to memory. A gate that goes
+// ahead of the norm costs more than a copy: see Stash.
 #pragma once
 #include <cstdint>
 
@@ -40,11 +40,13 @@ class ForwardKernel {
   static constexpr bool kSettleStream = cpu::kSettleStream<Types, kGate>;
   static constexpr int kStreamLevel = 2;
 
-  // ahead: bytes to prefetch ahead.
-  ForwardKernel(const Forward& f, int64_t ahead)
+  // stream: whether y is written past the caches.
+  ForwardKernel(const Forward& f, bool stream)
       : f_(f),
-        distance_(prefetch_distance(f.x, f.n, sizeof(X), ahead)),
-        other_distance_(kOther ? prefetch_distance(kAdd ? f.residual : f.z, f.n, sizeof(X), ahead) : 0) {}
+        stash_(f.k == f.n && (!stream || starts_on_lines(f.y, f.n, sizeof(Y))), f.n, block()),
+        distance_(prefetch_distance(f.x, f.n, sizeof(X), ahead(stream))),
+        other_distance_(kOther ? prefetch_distance(kAdd ? f.residual : f.z, f.n, sizeof(X), ahead(stream))
+                               : 0) {}
 
   int64_t stat_columns() const { return f_.k; }
   int64_t columns() const { return f_.n; }
@@ -69,12 +71,22 @@ class ForwardKernel {
     [[gnu::always_inline]] Pack<T> act(int64_t i, Lanes lanes) const {
       return activate(load<X>(other + i, lanes), gate.sigmoid);
     }
-    // What is normalised, of what raw(i) gave.
+    // What is normalised, of what raw(i) gave: for the statistic, and for the write.
     template <class Lanes>
-    [[gnu::always_inline]] Pack<T> widen(typename Format<X>::Raw raw, int64_t i, Lanes lanes) const {
-      const Pack<T> v = Format<X>::widen(raw);
-      if constexpr (kGate == Gate::first) return v * act(i, lanes);
+    [[gnu::always_inline]] Pack<T> first(typename Format<X>::Raw raw, int64_t i, Lanes lanes) const {
+      Pack<T> v = Format<X>::widen(raw);
+      if constexpr (kGate == Gate::first) {
+        v = v * act(i, lanes);
+        if (gate.stash) PlainFormat<T>::store(gate.stash + i, v);
+      }
       return v;
+    }
+    template <class Lanes>
+    [[gnu::always_inline]] Pack<T> again(typename Format<X>::Raw raw, int64_t i, Lanes lanes) const {
+      if constexpr (kGate == Gate::first) {
+        return gate.stash ? PlainFormat<T>::load(gate.stash + i) : Format<X>::widen(raw) * act(i, lanes);
+      }
+      return Format<X>::widen(raw);
     }
   };
 
@@ -83,7 +95,7 @@ class ForwardKernel {
 
     template <class Lanes>
     [[gnu::always_inline]] void step(Pack<T>& sum, int64_t i, Lanes lanes) const {
-      const Pack<T> v = in.widen(in.raw(i, lanes), i, lanes);
+      const Pack<T> v = in.first(in.raw(i, lanes), i, lanes);
       sum = fma(v, v, sum);
     }
     template <int kLevel, int count>
@@ -120,7 +132,7 @@ class ForwardKernel {
     template <class Lanes>
     [[gnu::always_inline]] Value value(int64_t i, Lanes lanes) const {
       const auto raw = in.raw(i, lanes);
-      Pack<T> v = in.widen(raw, i, lanes) * r;
+      Pack<T> v = in.again(raw, i, lanes) * r;
       if (rounds()) v = round_to<X>(v);
       if (kPlain || weight) {
         Pack<T> w = load<X>(weight + i, lanes);
@@ -144,11 +156,11 @@ class ForwardKernel {
     }
   };
 
-  [[gnu::always_inline]] Stat stat_of(int64_t m) const {
+  [[gnu::always_inline]] Stat stat_of(int64_t m) {
     const Input in = input(m);
     return {in, {in.x + distance_, kOther ? in.other + other_distance_ : nullptr, in.gate}};
   }
-  [[gnu::always_inline]] Row row_of(int64_t m, int slot) const {
+  [[gnu::always_inline]] Row row_of(int64_t m, int slot) {
     const int64_t w = kPlain ? 0 : weight_row(f_, m) * f_.n;
     return {input(m),
             splat(rstd_[slot]),
@@ -177,13 +189,16 @@ class ForwardKernel {
   }
 
  private:
-  [[gnu::always_inline]] Input input(int64_t m) const {
+  static int64_t ahead(bool stream) { return stream ? kStreamPrefetchBytes : kPrefetchBytes; }
+
+  [[gnu::always_inline]] Input input(int64_t m) {
     return {row_at<X>(f_.x, m),
             kOther ? row_at<X>(kAdd ? f_.residual : f_.z, m) : nullptr,
-            {f_.sigmoid, f_.llama}};
+            {f_.sigmoid, f_.llama, stash_.row(m)}};
   }
 
   const Forward& f_;
+  Stash<kGate == Gate::first ? 1 : 0> stash_;  // of what is normalised
   const int64_t distance_, other_distance_;
   T rstd_[kMaxBlock] = {};
 };
@@ -191,7 +206,7 @@ class ForwardKernel {
 template <class Types, ForwardOptions kOptions>
 void forward_rows(const Forward& f, int64_t begin, int64_t end, bool stream) {
   using Kernel = ForwardKernel<Types, kOptions>;
-  Kernel kernel(f, stream ? kStreamPrefetchBytes : kPrefetchBytes);
+  Kernel kernel(f, stream);
   Sweep<Kernel>::rows(kernel, begin, end, stream);
 }
 

@@ -9,21 +9,22 @@ namespace {
 // sigmoid(z) = 0.5 / (0.5 + exp(-z) / 2). 2^n exp(-r) / 2 with n = round(-z / ln 2), r = z + n ln 2, of
 // which n times the first part of ln 2 is exact, and 2^n made of exponent bits. exp(-r) is 1 - r + r^2 q(r).
 //
-// Within 0.982 units in the last place of every z from -89 to 86.64 (all tried). Further down it is
-// infinite, further up 0 or nearly so, beside the 1/2 it is added to; NaN stays NaN. Products and sums
-// are rounded apart, so that an instruction set without a fused multiply-add has the same bits.
+// Within 0.991 units in the last place of every z from -89 to 86.64 (all tried), with fused multiply-adds
+// or without. Further down it is infinite, further up 0 or nearly so, beside the 1/2 it is added to; NaN
+// stays NaN.
 [[gnu::always_inline]] inline Vec<float> half_exp_minus(Vec<float> z) {
-  const Vec<float> low = splat(-89.4f), high = splat(87.5f);
-  z = z < low ? low : z;                     // n = 129: infinity's exponent
-  z = high < z ? high : z;                   // n = -126: zero's
-  constexpr float kMagic = 0x1.8p23f + 126;  // a sum with it has n - 1 + 127 in its last bits
-  const Vec<float> t = z * -0x1.715476p+0f + kMagic;
-  const Vec<float> n = t - kMagic;
-  const Vec<float> r = (z + n * 0x1.63p-1f) + n * -0x1.bd0106p-13f;
-  const Vec<float> q =
-      (((0x1.6a208ap-10f * r - 0x1.123b9ap-7f) * r + 0x1.5558fcp-5f) * r - 0x1.55549p-3f) * r +
-      0x1.fffffcp-2f;
-  return (1.0f - (r - r * r * q)) * (Vec<float>)((Words)t << 23);
+  const auto fma = [](Vec<float> x, Vec<float> y, Vec<float> z) { return Native<float>::fma(x, y, z); };
+  z = Native<float>::max(splat(-89.4f), z);         // n = 129: infinity's exponent
+  z = Native<float>::min(splat(87.5f), z);          // n = -126: zero's
+  const Vec<float> magic = splat(0x1.8p23f + 126);  // a sum with it has n - 1 + 127 in its last bits
+  const Vec<float> t = fma(z, splat(-0x1.715476p+0f), magic);
+  const Vec<float> n = t - magic;
+  const Vec<float> r = fma(n, splat(-0x1.bd0106p-13f), fma(n, splat(0x1.63p-1f), z));
+  Vec<float> q = fma(splat(0x1.6a2714p-10f), r, splat(-0x1.123c8p-7f));
+  q = fma(q, r, splat(0x1.5557cep-5f));
+  q = fma(q, r, splat(-0x1.55548ep-3f));
+  q = fma(q, r, splat(0.5f));
+  return (1.0f - fma(-(r * r), q, r)) * (Vec<float>)((Words)t << 23);
 }
 [[gnu::always_inline]] inline Pack<float> half_exp_minus(Pack<float> z) {
   return {half_exp_minus(z.a), half_exp_minus(z.b)};
@@ -32,8 +33,8 @@ namespace {
 [[gnu::always_inline]] inline Pack<float> splat_pack(float v) { return {splat(v), splat(v)}; }
 
 [[gnu::always_inline]] inline Pack<float> activate(Pack<float> z, bool sigmoid) {
-  const Pack<float> half = splat_pack(0.5f);
-  return (sigmoid ? half : z * half) / (half + half_exp_minus(z));
+  const Pack<float> half = splat_pack(0.5f), s = half / (half + half_exp_minus(z));
+  return sigmoid ? s : z * s;
 }
 
 // What the steps beside a gate look for; without one there is nothing to carry, or short rows pay for it
@@ -41,26 +42,60 @@ namespace {
 template <bool kGated>
 struct GateOptions {
   bool sigmoid, llama;
+  float* stash;  // of the row: see Stash
 };
 template <>
 struct GateOptions<false> {
   static constexpr bool sigmoid = false, llama = false;
-  GateOptions(bool, bool) {}
+  GateOptions(bool, bool, float*) {}
 };
 
 struct Activation {
-  Pack<float> value, slope;
+  Pack<float> value, slope;  // value: the bits of activate()
 };
 // With s = sigmoid(z) and c = 1 - s = exp(-z) s, which does not cancel: the slope of s is s c, that of z s
 // is s + z s c. Where exp(-z) leaves fp32, s is 0 or as good as 0, and so is the slope for any finite c.
 [[gnu::always_inline]] inline Activation activate_with_slope(Pack<float> z, bool sigmoid) {
   const Pack<float> half = splat_pack(0.5f), h = half_exp_minus(z), s = half / (half + h);
   const Vec<float> most = splat(0x1p126f);
-  const Pack<float> finite = {most < h.a ? most : h.a, most < h.b ? most : h.b};
+  const Pack<float> finite = {Native<float>::min(most, h.a), Native<float>::min(most, h.b)};
   const Pack<float> sc = (finite * s + finite * s) * s;
   if (sigmoid) return {s, sc};
   return {z * s, s + z * sc};
 }
+
+// What the statistic of a row computed of its gate, for the write of the row: an exponential costs as many
+// instructions as the rest of a step. Rows that do not fit, or whose packs the write cuts elsewhere, have it
+// computed twice: row() is null.
+//
+// 64 KiB, which a thread's stack has and the second level of its caches.
+constexpr int64_t kStashFloats = 16384;
+
+template <int kValues>
+class Stash {
+ public:
+  // The statistic runs `ahead` rows in front of the write.
+  Stash(bool usable, int64_t n, int ahead) : stride_((n + kLanes - 1) / kLanes * kLanes) {
+    while (ring_ <= ahead) ring_ *= 2;
+    if (!usable || n > kStashFloats || ring_ * stride_ > kStashFloats / kValues) ring_ = 0;
+  }
+  // Of each column one value, and a second one kStashPlane floats on.
+  float* row(int64_t m) { return ring_ ? data_ + (m & (ring_ - 1)) * stride_ : nullptr; }
+
+ private:
+  static constexpr int64_t kLanes = 32;  // of the widest pack
+  const int64_t stride_;
+  int64_t ring_ = 2;
+  alignas(64) float data_[kStashFloats + kLanes];  // a pack may be read that begins within the last one
+};
+constexpr int64_t kStashPlane = kStashFloats / 2;
+
+template <>
+class Stash<0> {
+ public:
+  Stash(bool, int64_t, int) {}
+  float* row(int64_t) { return nullptr; }
+};
 
 }  // namespace
 }  // namespace fused_rmsnorm::cpu

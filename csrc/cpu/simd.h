@@ -44,7 +44,8 @@ template <class T>
 using Vec = typename VecOf<T>::type;
 using Words = Vec<uint32_t>;
 
-// What the instruction set does with one vector of T: fma, sqrt, sum.
+// What the instruction set does with one vector of T: fma, sqrt, sum; of floats min and max, too (y, where it
+// is NaN).
 template <class T>
 struct Native;
 

@@ -18,6 +18,8 @@ template <>
 struct Native<float> {
   [[gnu::always_inline]] static __m256 fma(__m256 x, __m256 y, __m256 z) { return _mm256_fmadd_ps(x, y, z); }
   [[gnu::always_inline]] static __m256 sqrt(__m256 x) { return _mm256_sqrt_ps(x); }
+  [[gnu::always_inline]] static __m256 min(__m256 x, __m256 y) { return _mm256_min_ps(x, y); }
+  [[gnu::always_inline]] static __m256 max(__m256 x, __m256 y) { return _mm256_max_ps(x, y); }
   [[gnu::always_inline]] static float sum(__m256 x) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));

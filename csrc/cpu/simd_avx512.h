@@ -18,6 +18,8 @@ template <>
 struct Native<float> {
   [[gnu::always_inline]] static __m512 fma(__m512 x, __m512 y, __m512 z) { return _mm512_fmadd_ps(x, y, z); }
   [[gnu::always_inline]] static __m512 sqrt(__m512 x) { return _mm512_sqrt_ps(x); }
+  [[gnu::always_inline]] static __m512 min(__m512 x, __m512 y) { return _mm512_min_ps(x, y); }
+  [[gnu::always_inline]] static __m512 max(__m512 x, __m512 y) { return _mm512_max_ps(x, y); }
   [[gnu::always_inline]] static float sum(__m512 x) { return _mm512_reduce_add_ps(x); }
 };
 

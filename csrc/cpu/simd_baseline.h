@@ -32,6 +32,8 @@ struct NativeBase {
     return x * y + z;
 #endif
   }
+  [[gnu::always_inline]] static Vec<T> min(Vec<T> x, Vec<T> y) { return x < y ? x : y; }
+  [[gnu::always_inline]] static Vec<T> max(Vec<T> x, Vec<T> y) { return x > y ? x : y; }
   [[gnu::always_inline]] static Vec<T> sqrt(Vec<T> x) {
     for (unsigned i = 0; i < kVecBytes / sizeof(T); ++i) {
       x[i] = sizeof(T) == 4 ? __builtin_sqrtf(x[i]) : __builtin_sqrt(x[i]);

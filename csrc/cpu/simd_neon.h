@@ -19,6 +19,12 @@ struct Native<float> {
   [[gnu::always_inline]] static Vec<float> fma(Vec<float> x, Vec<float> y, Vec<float> z) {
     return (Vec<float>)vfmaq_f32((float32x4_t)z, (float32x4_t)x, (float32x4_t)y);
   }
+  [[gnu::always_inline]] static Vec<float> min(Vec<float> x, Vec<float> y) {
+    return (Vec<float>)vminq_f32((float32x4_t)x, (float32x4_t)y);
+  }
+  [[gnu::always_inline]] static Vec<float> max(Vec<float> x, Vec<float> y) {
+    return (Vec<float>)vmaxq_f32((float32x4_t)x, (float32x4_t)y);
+  }
   [[gnu::always_inline]] static Vec<float> sqrt(Vec<float> x) {
     return (Vec<float>)vsqrtq_f32((float32x4_t)x);
   }

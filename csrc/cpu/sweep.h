@@ -60,6 +60,11 @@ template <int kLevel, int elements, class E>
   for (int j = 0; j < elements; j += kLine / static_cast<int>(sizeof(E))) prefetch<kLevel>(p + j);
 }
 
+// Whether each row of an output begins with a line.
+inline bool starts_on_lines(const void* out, int64_t n, int64_t size) {
+  return reinterpret_cast<uintptr_t>(out) % kLine == 0 && n * size % kLine == 0;
+}
+
 inline int block_rows(int64_t n, int64_t size) {
   const int64_t rows = kBlockBytes / (n * size);
   return rows < 1 ? 1 : rows > kMaxBlock ? kMaxBlock : static_cast<int>(rows);
@@ -150,8 +155,7 @@ class Sweep {
 
   // Writes the one row (unless kWrite is false) and returns the statistic of the other.
   template <bool kWrite, class Stream>
-  [[gnu::always_inline]] static T take(const K& kernel, const Turn& turn, Outputs<K>& outputs,
-                                       Stream stream) {
+  [[gnu::always_inline]] static T take(K& kernel, const Turn& turn, Outputs<K>& outputs, Stream stream) {
     constexpr int kLevel = kSureToStream<Stream> ? K::kStreamLevel : 1;
     const Maybe<Stream> dest{stream};
     const auto stat = kernel.stat_of(turn.ahead);
@@ -233,12 +237,11 @@ class Sweep {
   }
 
   template <class Stream>
-  [[gnu::noinline]] static T take_apart(const K& kernel, const Turn& turn, Outputs<K>& outputs,
-                                        Stream stream) {
+  [[gnu::noinline]] static T take_apart(K& kernel, const Turn& turn, Outputs<K>& outputs, Stream stream) {
     return take<true>(kernel, turn, outputs, stream);
   }
 
-  [[gnu::noinline]] static T statistic(const K& kernel, int64_t m) {
+  [[gnu::noinline]] static T statistic(K& kernel, int64_t m) {
     Outputs<K> none;
     return take<false>(kernel, {m, 0, m, kernel.stat_columns()}, none, Settled<false>{});
   }
@@ -269,7 +272,7 @@ class Sweep {
 
   // Columns [i, end) of a row by ordinary stores, for which whole steps are too long: to their place, or up
   // to a line of them to the stagers.
-  [[gnu::noinline]] static void write_some(const K& kernel, int64_t m, int slot, int64_t i, int64_t end,
+  [[gnu::noinline]] static void write_some(K& kernel, int64_t m, int slot, int64_t i, int64_t end,
                                            Outputs<K>* staged) {
     const auto row = kernel.row_of(m, slot);
     Out* const to = staged ? staged->first.at() - i : row.out();
@@ -281,8 +284,7 @@ class Sweep {
   }
 
   // The columns of a row from i on, where a line of the output starts: they are staged, line by line.
-  [[gnu::noinline]] static void stage_rest(const K& kernel, int64_t m, int slot, int64_t i,
-                                           Outputs<K>& outputs) {
+  [[gnu::noinline]] static void stage_rest(K& kernel, int64_t m, int slot, int64_t i, Outputs<K>& outputs) {
     outputs.resume(kernel.row_of(m, slot), i);
     for (const int64_t n = kernel.columns(); i < n;) {
       const int64_t end = n - i < kLineElements ? n : i + kLineElements;
