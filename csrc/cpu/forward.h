@@ -1,7 +1,8 @@
 // The forward body: y = x * r * (offset + w) + b, optionally of x + residual, which is then written
-// too. The residual sum is computed (and rounded) twice, once for the statistic and once for the
-// write: that costs arithmetic but neither a copy of the row nor a second trip to memory. A gate that goes
-// ahead of the norm costs more than a copy: see Stash.
+// too. In common calls the residual sum is computed (and rounded) twice, once for the statistic and once
+// for the write: that costs arithmetic but neither a copy of the row nor a second trip to memory. A gate
+// that goes ahead of the norm costs more than a copy (Stash). Rare calls add first, a few rows at a time, and
+// have no kernel for it.
 #pragma once
 #include <cstdint>
 

@@ -231,7 +231,7 @@ class Sweep {
     if (kWrite && stream.value) {
       stage_rest(kernel, turn.write, turn.slot, gap + write_end, outputs);
     } else if (write_end < write_n) {
-      write_some(kernel, turn.write, turn.slot, write_end, write_n, nullptr);
+      finish_row(kernel, turn.write, turn.slot, write_end);
     }
     return blocks.total(sum_of(lanes));
   }
@@ -270,17 +270,34 @@ class Sweep {
     }
   }
 
-  // Columns [i, end) of a row by ordinary stores, for which whole steps are too long: to their place, or up
-  // to a line of them to the stagers.
+  // Columns [i, end) of a row by ordinary stores, for which whole steps are too long.
+  template <class Row>
+  [[gnu::always_inline]] static void write_packs(const Row& row, int64_t i, int64_t end, Out* to,
+                                                 Second* to2) {
+    for (; i + kWidth <= end; i += kWidth) row.store(row.value(i, Full{}), Full{}, to + i, to2 + i);
+    if (i == end) return;
+    const Part rest{static_cast<int>(end - i)};
+    row.store(row.value(i, rest), rest, to + i, to2 + i);
+  }
+
+  // To their place, or up to a line of them to the stagers.
   [[gnu::noinline]] static void write_some(K& kernel, int64_t m, int slot, int64_t i, int64_t end,
                                            Outputs<K>* staged) {
     const auto row = kernel.row_of(m, slot);
     Out* const to = staged ? staged->first.at() - i : row.out();
     Second* const to2 = staged ? staged->second.at() - i : row.second();
-    for (; i + kWidth <= end; i += kWidth) row.store(row.value(i, Full{}), Full{}, to + i, to2 + i);
-    if (i == end) return;
-    const Part rest{static_cast<int>(end - i)};
-    row.store(row.value(i, rest), rest, to + i, to2 + i);
+    write_packs(row, i, end, to, to2);
+  }
+
+  // The columns of a row after its last whole step. Apart from write_some in common calls, whose short rows
+  // are a dozen instructions shorter so.
+  [[gnu::noinline]] static void finish_row(K& kernel, int64_t m, int slot, int64_t i) {
+    if constexpr (K::kPlain) {
+      const auto row = kernel.row_of(m, slot);
+      write_packs(row, i, kernel.columns(), row.out(), row.second());
+    } else {
+      write_some(kernel, m, slot, i, kernel.columns(), nullptr);
+    }
   }
 
   // The columns of a row from i on, where a line of the output starts: they are staged, line by line.
