@@ -35,7 +35,7 @@ $(shell mkdir -p $(STAMPS); echo '$(SETTINGS)' | cmp -s - $(STAMPS)/settings || 
 endif
 ENSURE = $(PY) requirements/ensure.py
 
-.PHONY: build bench bench-full paper models gpu test fuzz docs plots dist wheel matrix lint format clean
+.PHONY: build bench bench-full paper models gpu test fuzz mutants docs plots dist wheel matrix lint format clean
 
 build: $(STAMPS)/built
 
@@ -71,6 +71,11 @@ test: $(STAMPS)/built $(STAMPS)/requirements-test $(STAMPS)/benchmarks-requireme
 # --sanitize (under AddressSanitizer and UBSan), --soak (training for --seconds): docs/broken.md
 fuzz: $(STAMPS)/built $(STAMPS)/requirements-test
 	$(PY) -m fuzz $(FUZZ_ARGS)
+
+# Faults planted into a copy of the sources: does a test notice each? MUTANTS_ARGS, e.g. --layers cpu --only fold,
+# or --write, which keeps the table docs/mutants.md
+mutants: $(STAMPS)/built $(STAMPS)/requirements-test
+	$(PY) -m mutants $(MUTANTS_ARGS)
 
 # The documentation, as a site in build/site. It needs neither torch nor the build, and has an environment
 # of its own; a warning is an error. mkdocs-material gets fixes until May 2027; zensical, by the same people, reads

@@ -17,8 +17,8 @@ settings.register_profile("ci", deadline=None, derandomize=True, database=None, 
 settings.register_profile("explore", deadline=None, database=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-# Of each test's random numbers, which depend on its name alone: neither on the tests before it nor on how
-# the tests are spread over workers. TESTS_SEED=1 draws others.
+# Of each test's random numbers, which depend on its name alone: neither on the tests before it nor
+# on how the tests are spread over workers. TESTS_SEED=1 draws others.
 SEED = os.environ.get("TESTS_SEED", "0")
 
 DEVICES = ["cpu"]

@@ -89,7 +89,7 @@ class SiluGatedNorm(Norm):
 
 
 def rounded_alike(got: torch.Tensor, want: torch.Tensor) -> None:
-    """Norms that round at the same places: sums in another order may turn a rounding here and there."""
+    """Of norms that round at the same places; a sum in another order may turn a rounding."""
     # Two roundings to 16 bits in each, each within half of eps.
     rtol = 1e-5 if want.dtype == torch.float32 else 2 * torch.finfo(want.dtype).eps
     torch.testing.assert_close(got, want, rtol=rtol, atol=1e-6)

@@ -1,0 +1,156 @@
+"""Faults in csrc/cuda, for the emulator. A test: a section, a dtype and a share of its cases."""
+
+from . import Layer
+from . import Mutant as M
+
+_ROWS = (
+    M("forward_rows.cuh", "static_cast<T>(f.eps)", "T(0)", "eps is left out"),
+    M(
+        "forward_rows.cuh",
+        "static_cast<T>(f.k)",
+        "static_cast<T>(f.n)",
+        "the mean of a part of the row is over the whole row",
+    ),
+    M("forward_rows.cuh", "c + j < k", "c + j <= k", "the statistic reads one column more"),
+    M(
+        "forward_rows.cuh",
+        "sizeof(X) < sizeof(T) && f.llama",
+        "false",
+        "Llama's rounding is left out",
+    ),
+    M(
+        "forward_rows.cuh",
+        "multiply_add(out[j], scale[j], bias[j])",
+        "out[j] * scale[j]",
+        "the bias is left out",
+    ),
+    M(
+        "forward_rows.cuh",
+        "widen(x.v[j]) + widen(residual.v[j])",
+        "widen(x.v[j]) - widen(residual.v[j])",
+        "the residual is subtracted",
+    ),
+    M(
+        "affine.cuh",
+        "scale[j] += static_cast<T>(offset)",
+        "scale[j] += T(0)",
+        "the weight's offset is left out",
+    ),
+    M("rounding.cuh", "1.0f / sqrtf(v)", "1.0f / sqrtf(v + 1e-6f)", "eps is added twice"),
+    M(
+        "backward_rows.cuh",
+        "r * (r * dot / static_cast<T>(b.k))",
+        "r * (r * dot / static_cast<T>(b.n))",
+        "the mean of the dot product is over n, not k",
+    ),
+    M("backward_rows.cuh", "c + j < k", "true", "columns beyond k belong to the statistic"),
+    M(
+        "backward_rows.cuh",
+        "out[j] += widen(extra.v[j])",
+        "out[j] += T(0)",
+        "the sum's gradient is left out",
+    ),
+    M(
+        "backward_rows.cuh",
+        "out.v[j] += sums[i][j]",
+        "out.v[j] = sums[i][j]",
+        "a partial forgets what was put away before",
+        ("long f32 100",),
+    ),
+    M(
+        "backward_rows.cuh",
+        "fetch(m + distance, filled)",
+        "fetch(m, filled)",
+        "the row that is fetched is the one that is worked on",
+    ),
+    M(
+        "backward_rows.cuh",
+        "buffer + i * kColumns + c",
+        "buffer + c",
+        "rows side by side: the first one's sums count for all",
+    ),
+    M(
+        "backward_rows.cuh",
+        "__pipeline_wait_prior(kAhead)",
+        "__pipeline_wait_prior(kAhead + 1)",
+        "the wait for a row is one group short",
+    ),
+)
+_ANY = (
+    M("backward_any.cuh", "m += partials", "m += partials + 1", "two passes: rows are left out"),
+    M(
+        "backward_any.cuh",
+        "sizeof(X) < sizeof(T) && b.llama",
+        "false",
+        "two passes: Llama's rounding is left out of dw",
+    ),
+    M("backward_any.cuh", "db.add(g)", "db.add(T(0))", "two passes: no db"),
+    M(
+        "forward_any.cuh",
+        "f.rstd && threadIdx.x == 0",
+        "f.rstd && threadIdx.x == 1024",
+        "two passes: rstd is not written",
+    ),
+    M(
+        "fold.cuh",
+        "level_[i - 1] = 0",
+        "level_[i - 1] = level_[i - 1]",
+        "a sum that was folded goes on",
+    ),
+    M("fold.cuh", "sum += level_[i]", "sum += T(0)", "folded sums are not added up"),
+)
+_REDUCE = (
+    M(
+        "reduce.cuh",
+        "set + row * kWarps + i",
+        "set + i",
+        "rows side by side: the first one's sum is everybody's",
+    ),
+    M("reduce.cuh", "__syncthreads()", "(void)0", "no barrier before the warps' sums are read"),
+    M(
+        "reduce.cuh",
+        "Cluster::peer(slots, threadIdx.x)[Cluster::rank()] = v",
+        "Cluster::peer(slots, threadIdx.x)[0] = v",
+        "blocks of a cluster write to one slot",
+    ),
+    M(
+        "reduce.cuh",
+        "threadIdx.x < static_cast<unsigned>(cluster_)",
+        "threadIdx.x + 1 < static_cast<unsigned>(cluster_)",
+        "the last block of a cluster hears nothing",
+    ),
+    M("reduce.cuh", "offset < kLanes", "offset < kLanes / 2", "half of a warp is summed"),
+    M("finalize.cuh", "i += ways", "i += ways + 1", "partials are left out"),
+    M(
+        "finalize.cuh",
+        "sums[i * kFinalizeColumns + column]",
+        "sums[i * kFinalizeColumns]",
+        "the first column's sums for all",
+    ),
+    M("finalize.cuh", "is_second ? second : first", "first", "db is written over dw"),
+    M("finalize.cuh", "partials += count * stride", "partials += 0", "db is dw"),
+)
+_ACCESS = (
+    M("access.cuh", "shift & 8 ? w[i + 2] : w[i]", "w[i]", "a shift by half a piece is not done"),
+    M("access.cuh", "shift % 4 * 8", "0u", "a shift within a word is not done"),
+    M(
+        "access.cuh",
+        "(m - outer * rows.inner) * rows.inner_stride",
+        "(m - outer * rows.inner) * rows.outer_stride",
+        "the stride of the outer dimension for the inner one",
+    ),
+    M(
+        "access.cuh",
+        "c + j >= begin && c + j < end",
+        "c + j < end",
+        "what lies before a part of a row is written, too",
+    ),
+    M("rows.h", "log - 1", "log", "the division of a row's number shifts one too far"),
+)
+
+CUDA = Layer(
+    "cuda",
+    "csrc/cuda",
+    ("values bf16 6", "values f32 6", "bits f16 3", "special f32 50", "long bf16 100"),
+    (*_ROWS, *_ANY, *_REDUCE, *_ACCESS),
+)

@@ -1,0 +1,46 @@
+"""docs/mutants.md, from the outcome of a run."""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import Layer, Mutant
+
+__all__ = ["Outcome", "markdown"]
+
+Outcome = tuple[Layer, Mutant, str | None]  # caught by what; None: a survivor
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _commit(root: Path) -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip()
+
+
+def markdown(outcomes: Sequence[Outcome], root: Path) -> str:
+    caught = [o for o in outcomes if o[2]]
+    explained = [o for o in outcomes if not o[2] and o[1].why]
+    day = datetime.date.today().isoformat()
+    lines = [
+        "# Planted faults",
+        "",
+        "`make mutants` plants each of these faults, which a change could make, into a copy of the",
+        "sources, and runs the tests named for it. A test that passes over a fault is too weak.",
+        "",
+        f"{day}, commit {_commit(root)}: {len(outcomes)} faults, {len(caught)} caught"
+        + (f", {len(explained)} that no test can notice" if explained else "")
+        + f", {len(outcomes) - len(caught) - len(explained)} that survive.",
+        "",
+        "| where | fault | caught by |",
+        "| --- | --- | --- |",
+    ]
+    for layer, mutant, by in outcomes:
+        found = by or (f"cannot be noticed: {mutant.why}" if mutant.why else "**nothing**")
+        lines.append(f"| {layer.path(mutant)} | {_cell(mutant.what)} | {_cell(found)} |")
+    return "\n".join([*lines, ""])
