@@ -20,7 +20,7 @@ from .cpu import CPU
 from .cuda import CUDA
 from .planting import SWITCH, copied, only_once, planted
 from .python import PYTHON
-from .report import Outcome, markdown
+from .report import Outcomes, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (CPU, CUDA, BINDING, PYTHON)
@@ -86,16 +86,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", nargs="+", choices=names, default=names)
     parser.add_argument("--only", help="those whose file or description has this text")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--write", action="store_true", help="docs/mutants.md")
+    parser.add_argument(
+        "--write", action="store_true", help="docs/mutants.md, of this run and those before"
+    )
     args = parser.parse_args(argv)
-    if args.write and (args.only or len(args.layers) < len(LAYERS)):
-        parser.error("--write needs a whole run")
     tree = ROOT / "build" / "mutants"
     mutants = numbered(LAYERS)
     copied(ROOT, tree, texts(mutants, ROOT), without=("docs/", "benchmarks/results/"))
     (tree / "switch.h").exists() or (tree / "switch.h").write_text(SWITCH)
 
-    runner, outcomes = Runner(tree), list[Outcome]()
+    runner, outcomes = Runner(tree), Outcomes(tree / "outcomes.json")
+    survivors = tried = 0
     for layer in LAYERS:
         own = {
             number: mutant
@@ -107,25 +108,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         build(layer, tree, args.jobs)
         for test in dict.fromkeys((*layer.tests, *(t for m in own.values() for t in m.tests))):
             runner.unharmed(layer, test)
-        with ThreadPoolExecutor(
-            1 if layer.name == "python" else args.jobs
-        ) as pool:  # one edit at a time
+        jobs = 1 if layer.name == "python" else args.jobs  # one edit at a time
+        with ThreadPoolExecutor(jobs) as pool:
             found = {n: pool.submit(runner.caught, layer, n, m) for n, m in own.items()}
             for number, mutant in own.items():
                 by = found[number].result()
-                outcomes.append((layer, mutant, by))
-                print(
-                    layer.path(mutant),
-                    mutant.what,
-                    by or mutant.why or "SURVIVES",
-                    sep=": ",
-                    flush=True,
-                )
-    survivors = [m for _, m, by in outcomes if not by and not m.why]
-    print(f"{len(outcomes)} faults, {sum(bool(by) for *_, by in outcomes)} caught, "
-          f"{len(survivors)} survive")  # fmt: skip
+                outcomes.put(mutant, by)
+                tried, survivors = tried + 1, survivors + (not by and not mutant.why)
+                said = by or mutant.why or "SURVIVES"
+                print(f"{layer.path(mutant)}: {mutant.what}: {said}", flush=True)
+    print(f"{tried} faults, {survivors} survive")
     if args.write:
-        (ROOT / "docs" / "mutants.md").write_text(markdown(outcomes, ROOT))
+        (ROOT / "docs" / "mutants.md").write_text(markdown(outcomes.all(LAYERS), ROOT))
     return 1 if survivors else 0
 
 

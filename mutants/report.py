@@ -1,17 +1,34 @@
-"""docs/mutants.md, from the outcome of a run."""
+"""What the runs found, kept from one to the next, and docs/mutants.md from it."""
 
 from __future__ import annotations
 
 import datetime
+import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from . import Layer, Mutant
 
-__all__ = ["Outcome", "markdown"]
+__all__ = ["Outcome", "Outcomes", "markdown"]
 
 Outcome = tuple[Layer, Mutant, str | None]  # caught by what; None: a survivor
+
+
+class Outcomes:
+    """By mutant, in a JSON file. A mutant that is written differently is another one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[str, str | None] = json.loads(path.read_text()) if path.exists() else {}
+
+    def put(self, mutant: Mutant, by: str | None) -> None:
+        self.found[repr(mutant)] = by
+        self.path.write_text(json.dumps(self.found, indent=1))
+
+    def all(self, layers: Sequence[Layer]) -> list[Outcome]:
+        """KeyError for one that has not been tried."""
+        return [(layer, m, self.found[repr(m)]) for layer in layers for m in layer.mutants]
 
 
 def _cell(text: str) -> str:
