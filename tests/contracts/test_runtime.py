@@ -1,7 +1,6 @@
 """Threads, processes, torch's global modes, devices without kernels, CUDA streams and graphs."""
 
 import os
-import subprocess
 import sys
 import threading
 import warnings
@@ -12,6 +11,7 @@ import torch
 import torch.multiprocessing as mp
 from cases import numbers
 from conftest import DEVICES
+from processes import completed
 from reference import Options, assert_backward, assert_forward, same_bits
 from torch import nn
 
@@ -152,11 +152,8 @@ def test_anomaly_mode_shows_the_forward_call(device, which):
 
 
 def run_python(*arguments):
-    done = subprocess.run(
+    done = completed(
         [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
         timeout=900,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])},
     )

@@ -3,11 +3,11 @@
 import ast
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import completed
 
 FOLDER = Path(__file__).parents[2] / "examples"
 # What each needs beside torch; distributed ones run on two ranks.
@@ -33,19 +33,8 @@ def run(name: str) -> str:
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
     }
-    for _ in range(3 if name in ON_RANKS else 1):
-        done = subprocess.run(
-            [*command, str(FOLDER / f"{name}.py"), "--small"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=500,  # a rank that waits for ever
-        )
-        # A thread of torch's gloo that lets go of its last tensor while Python ends aborts the
-        # process, once in ten runs here. That, and nothing else, is tried again.
-        if "terminate called without an active exception" not in done.stderr:
-            break
+    script = [str(FOLDER / f"{name}.py"), "--small"]
+    done = completed([*command, *script], env=environment, timeout=500)  # or a rank waits for ever
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
