@@ -197,6 +197,29 @@ void cuts_of_weight_rows(Checker& check) {
   }
 }
 
+// So many rows that their partials are added in blocks; and a bias whose gradients are all -0 gets -0.
+void sums(Checker& check, const All& all) {
+  Random random(6);
+  for (const cpu::Kernels* kernels : all) {
+    for (const Types& types : all_types()) {
+      Shape s;
+      s.types = types, s.n = s.k = 3, s.rows = 140000, s.weight = s.bias = s.dw = s.db = true;
+      BackwardProblem many(s, random);
+      check.that(cpu::plan(many.args()).partials > 128, [] { return std::string("few partials"); });
+      run_backward(*kernels, many.args(), false);
+      check_backward(many, check, kernels->name);
+
+      s.n = s.k = 37, s.rows = 50;
+      BackwardProblem zeros(s, random);
+      for (int64_t i = 0; i < zeros.dy.count(); ++i) zeros.dy.set(i, -0.0);
+      run_backward(*kernels, zeros.args(), false);
+      bool negative = true;
+      for (int64_t j = 0; j < s.n; ++j) negative &= zeros.db[j] == 0 && std::signbit(zeros.db[j]);
+      check.that(negative, [&] { return std::string(kernels->name) + ": db of -0"; });
+    }
+  }
+}
+
 // NaN and inf stay in their rows, in the right places; denormals are numbers.
 void special(Checker& check, const All& all) {
   Random random(3);
@@ -252,6 +275,7 @@ int main(int argc, char** argv) {
   bits(check, all);
   cuts(check);
   cuts_of_weight_rows(check);
+  sums(check, all);
   special(check, all);
   if (all.empty()) check.fail("no such kernels here");
   std::printf("failures: %lld\n", static_cast<long long>(check.failures()));
