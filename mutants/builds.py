@@ -42,9 +42,11 @@ def _check(command: list[str], cwd: Path, env: dict[str, str]) -> None:
         raise RuntimeError(f"{shlex.join(command)} failed:\n{text}")
 
 
-def _cuda_headers() -> str:
+def _cuda_headers() -> list[str]:
+    """Where CMake does not look by itself: beside nvcc."""
     nvcc = shutil.which("nvcc")
-    return str(Path(nvcc).resolve().parents[1] / "include") if nvcc else ""
+    folder = Path(nvcc).resolve().parents[1] / "include" if nvcc else Path()
+    return [f"-DCUDA_INCLUDE={folder}"] if (folder / "cuda_fp16.h").exists() else []
 
 
 def build(layer: Layer, tree: Path, jobs: int) -> None:
@@ -53,7 +55,7 @@ def build(layer: Layer, tree: Path, jobs: int) -> None:
         source = tree / "tests" / "kernels" / ("cpu" if layer.name == "cpu" else "simt")
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         folder = tree / "build" / layer.name
-        headers = [f"-DCUDA_INCLUDE={_cuda_headers()}"] if layer.name == "cuda" else []
+        headers = _cuda_headers() if layer.name == "cuda" else []
         configure = ["cmake", "-S", str(source), "-B", str(folder), "-DSANITIZE=", *generator]
         _check([*configure, *headers], tree, env)
         _check(["cmake", "--build", str(folder), "--parallel", str(jobs)], tree, env)
