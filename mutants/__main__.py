@@ -41,10 +41,9 @@ def texts(mutants: dict[int, tuple[Layer, Mutant]], root: Path) -> dict[str, str
         else:
             files.setdefault(path, {})[number] = mutant
     found = {path: planted((root / path).read_text(), own, path) for path, own in files.items()}
-    for path, changes in FASTER.items():
-        found[path] = (root / path).read_text()
-        for old, new in changes:
-            found[path] = found[path].replace(old, new)
+    text = (root / FASTER.file).read_text()
+    only_once(text, FASTER, FASTER.file)
+    found[FASTER.file] = text.replace(FASTER.old, FASTER.new)
     return found
 
 
@@ -93,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     tree = ROOT / "build" / "mutants"
     mutants = numbered(LAYERS)
     copied(ROOT, tree, texts(mutants, ROOT), without=("docs/", "benchmarks/results/"))
-    (tree / "switch.h").exists() or (tree / "switch.h").write_text(SWITCH)
+    switch = tree / "switch.h"
+    if not switch.exists() or switch.read_text() != SWITCH:  # else all would be compiled again
+        switch.write_text(SWITCH)
 
     runner, outcomes = Runner(tree), Outcomes(tree / "outcomes.json")
     survivors = tried = 0

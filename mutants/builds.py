@@ -16,13 +16,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import Layer
+from . import Layer, Mutant
 from .planting import VARIABLE
 
 __all__ = ["FASTER", "build", "run"]
 
 # A change for the sake of time: kernels compile by -O1 in a third of it.
-FASTER = {"cmake/cpu.cmake": (("set(CPU_OPTIONS -O3", "set(CPU_OPTIONS -O1"),)}
+FASTER = Mutant("cmake/cpu.cmake", "set(CPU_OPTIONS -O3", "set(CPU_OPTIONS -O1", "less time")
 
 
 def _environment(tree: Path) -> dict[str, str]:

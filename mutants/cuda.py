@@ -55,7 +55,7 @@ _ROWS = (
         "out.v[j] += sums[i][j]",
         "out.v[j] = sums[i][j]",
         "a partial forgets what was put away before",
-        ("long f32 100",),
+        ("long bf16 100",),
     ),
     M(
         "backward_rows.cuh",

@@ -77,7 +77,7 @@ class Stash {
   // The statistic runs `ahead` rows in front of the write.
   Stash(bool usable, int64_t n, int ahead) : stride_((n + kLanes - 1) / kLanes * kLanes) {
     while (ring_ <= ahead) ring_ *= 2;
-    if (!usable || n > kStashFloats || ring_ * stride_ > kStashFloats / kValues) ring_ = 0;
+    if (!usable || ring_ * stride_ > kStashFloats / kValues) ring_ = 0;
   }
   // Of each column one value, and a second one kStashPlane floats on.
   float* row(int64_t m) { return ring_ ? data_ + (m & (ring_ - 1)) * stride_ : nullptr; }

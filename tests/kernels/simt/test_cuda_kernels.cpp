@@ -289,6 +289,20 @@ void long_sums(Checker& check, Dtype x) {
     check.near(many.dw[0], want, (cuda::kSpan + 64) * u * want,
                [&] { return "dw of many rows, " + std::to_string(which); });
   }
+
+  // A row over a whole block, whose partial is put away three times: of ones, dw is their number.
+  s.n = s.k = 4096, s.rows = 2 * cuda::kSpan + 1;
+  BackwardProblem wide(s, random, cuda::backward_workspace);
+  fill(wide.x, 1), fill(wide.dy, 1), fill(wide.rstd, 1);
+  cuda::Plan plan = cuda::backward_plan(s.n, x, x, simt::arch);
+  check.that(cuda::kShapes[plan.shape].threads >= 128, [] { return std::string("rows side by side"); });
+  plan.max_grid = 1;
+  Backward call = wide.args();
+  call.dx = nullptr;
+  run(check, s, cuda::run(call, plan, nullptr));
+  for (int64_t j = 0; j < s.n; ++j) {
+    check.near(wide.dw[j], s.rows, 0, [] { return std::string("dw of rows over a whole block"); });
+  }
 }
 
 // Rows are found by a multiplication that divides: exact for every row and number of rows side by side.
