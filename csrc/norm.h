@@ -40,9 +40,8 @@ struct Rows {
 //   (f32, f32, f32)  (f64, f64, f64)
 //   (h, h, h)  (h, f32, h)  and, in llama mode only, (h, f32, f32)      h = f16 or bf16
 // Without a weight, w_dtype equals x_dtype. With a gate, which has x's dtype: not f64, and y has x's dtype
-// unless the gate is first. The CUDA kernels take no gate and one row of weight. Any pointer may have any
-// alignment that its element type allows. An output may be the very same memory as an input (y == x, sum ==
-// residual), never a shifted overlap.
+// unless the gate is first. Any pointer may have any alignment that its element type allows. An output may be
+// the very same memory as an input (y == x, sum == residual), never a shifted overlap.
 struct Forward {
   int64_t rows = 0, n = 0, k = 0;  // 1 <= k <= n
   double eps = 0, weight_offset = 0;
@@ -59,8 +58,10 @@ struct Forward {
   // Row i takes row (i / weight_share) % weight_rows of weight and bias. rows is a multiple of their product.
   int64_t weight_rows = 1, weight_share = 1;
   Gate gate = Gate::none;
-  bool sigmoid = false;  // act is the sigmoid
-  Rows z;                // of the gate; there is no residual beside it
+  bool sigmoid = false;          // act is the sigmoid
+  bool weight_has_rows = false;  // of a kind of weight that may have several rows: so that a row of x has the
+                                 // same bits where it has one, the CUDA kernels are chosen by this
+  Rows z;                        // of the gate; there is no residual beside it
 };
 
 struct Backward {
@@ -79,7 +80,7 @@ struct Backward {
   // As of the forward; a gate not together with dsum.
   int64_t weight_rows = 1, weight_share = 1;
   Gate gate = Gate::none;
-  bool sigmoid = false;
+  bool sigmoid = false, weight_has_rows = false;
   Rows z;
   const void* bias = nullptr;  // as in the forward, where the gate is last and dz wanted
   void* dz = nullptr;          // rows * n of x_dtype, contiguous; wanted together with dx or not at all
@@ -97,24 +98,24 @@ static_assert(sizeof(Rows) == 40 && sizeof(Forward) == 240 && sizeof(Backward) =
 namespace cpu {
 
 // "AVX512", "AVX2", "NEON" or "baseline"; capped by ATEN_CPU_CAPABILITY
-const char* capability() __asm__("fused_rmsnorm_v2_cpu_capability");
+const char* capability() __asm__("fused_rmsnorm_v3_cpu_capability");
 
-void forward(const Forward&, int64_t row_begin, int64_t row_end) __asm__("fused_rmsnorm_v2_cpu_forward");
+void forward(const Forward&, int64_t row_begin, int64_t row_end) __asm__("fused_rmsnorm_v3_cpu_forward");
 // Rows below which a second thread does not pay.
-int64_t forward_grain(const Forward&) __asm__("fused_rmsnorm_v2_cpu_forward_grain");
+int64_t forward_grain(const Forward&) __asm__("fused_rmsnorm_v3_cpu_forward_grain");
 
 // Backward runs in two steps: every chunk of rows writes its dx and its own fp32 partial of dw and
 // db into the workspace; then columns of the partials, counted over all rows of the weight, are added
 // in chunk order. With neither dw nor db wanted there is nothing to merge. Chunks depend on the numbers
 // of rows and columns only, never on threads.
-int64_t backward_workspace(const Backward&) __asm__("fused_rmsnorm_v2_cpu_backward_workspace");  // bytes
-int64_t backward_chunks(const Backward&) __asm__("fused_rmsnorm_v2_cpu_backward_chunks");
+int64_t backward_workspace(const Backward&) __asm__("fused_rmsnorm_v3_cpu_backward_workspace");  // bytes
+int64_t backward_chunks(const Backward&) __asm__("fused_rmsnorm_v3_cpu_backward_chunks");
 // Chunks below which a second thread does not pay.
-int64_t backward_grain(const Backward&) __asm__("fused_rmsnorm_v2_cpu_backward_grain");
+int64_t backward_grain(const Backward&) __asm__("fused_rmsnorm_v3_cpu_backward_grain");
 void backward(const Backward&, int64_t chunk_begin,
-              int64_t chunk_end) __asm__("fused_rmsnorm_v2_cpu_backward");
+              int64_t chunk_end) __asm__("fused_rmsnorm_v3_cpu_backward");
 void backward_merge(const Backward&, int64_t col_begin,
-                    int64_t col_end) __asm__("fused_rmsnorm_v2_cpu_backward_merge");
+                    int64_t col_end) __asm__("fused_rmsnorm_v3_cpu_backward_merge");
 
 }  // namespace cpu
 
@@ -123,9 +124,9 @@ void backward_merge(const Backward&, int64_t col_begin,
 namespace cuda {
 
 // Bytes, on the current device.
-int64_t backward_workspace(const Backward&) __asm__("fused_rmsnorm_v2_cuda_backward_workspace");
-const char* forward(const Forward&, void* stream) __asm__("fused_rmsnorm_v2_cuda_forward");
-const char* backward(const Backward&, void* stream) __asm__("fused_rmsnorm_v2_cuda_backward");
+int64_t backward_workspace(const Backward&) __asm__("fused_rmsnorm_v3_cuda_backward_workspace");
+const char* forward(const Forward&, void* stream) __asm__("fused_rmsnorm_v3_cuda_forward");
+const char* backward(const Backward&, void* stream) __asm__("fused_rmsnorm_v3_cuda_backward");
 
 }  // namespace cuda
 

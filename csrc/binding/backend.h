@@ -1,10 +1,9 @@
 // The operators of a backend that has fused kernels. A backend supplies
 //   struct Guard { explicit Guard(const Tensor&); }   what must hold while it allocates and launches
 //   static int64_t workspace(const Backward&);        bytes
-//   static constexpr Covers covers;
 //   static void run(const Forward&);
 //   static void run(const Backward&);
-// and calls register_backend<Backend>(m), and register_gates<Backend>(m) if its kernels take a gate.
+// and calls register_backend<Backend>(m).
 #pragma once
 #include <ATen/ops/empty.h>
 
@@ -18,8 +17,7 @@ namespace fused_rmsnorm {
 template <class Backend>
 Two fwd(const Options& options, const Tensor& x, const OptTensor& weight, const OptTensor& bias) {
   check_fwd(options, x, weight, bias);
-  if (!is_fused(options, x, weight, Backend::covers))
-    return composite_fwd(options, x.contiguous(), weight, bias);
+  if (!is_fused(options, x, weight)) return composite_fwd(options, x.contiguous(), weight, bias);
   const typename Backend::Guard guard(x);
   const ForwardCall call(options, x, {}, weight, bias);
   Backend::run(call.args);
@@ -31,7 +29,7 @@ Three add_fwd(const Options& options, const Tensor& x, const Tensor& residual, c
               const OptTensor& bias) {
   check_fwd(options, x, weight, bias);
   check_residual(x, residual);
-  if (!is_fused(options, x, weight, Backend::covers) || residual.scalar_type() != x.scalar_type()) {
+  if (!is_fused(options, x, weight) || residual.scalar_type() != x.scalar_type()) {
     return add_by_parts(options, x, residual, weight, bias);
   }
   const typename Backend::Guard guard(x);
@@ -46,8 +44,8 @@ void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptT
   check_fwd(options, x, weight, bias);
   check_add_inplace(options, x, residual, weight);
   check_no_overlap(x, residual, weight, bias);
-  if (is_fused(options, x, weight, Backend::covers) && residual.scalar_type() == x.scalar_type() &&
-      x.is_contiguous() && residual.is_contiguous()) {
+  if (is_fused(options, x, weight) && residual.scalar_type() == x.scalar_type() && x.is_contiguous() &&
+      residual.is_contiguous()) {
     const typename Backend::Guard guard(x);
     return Backend::run(ForwardCall::inplace(options, x, residual, weight, bias).args);
   }
@@ -74,7 +72,7 @@ template <class Backend>
 Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTensor& weight,
           const Tensor& rstd, const OptTensor& grad_sum, Mask3 mask) {
   check_bwd(options, dy, x, weight, rstd, grad_sum);
-  if (!is_fused(options, x, weight, Backend::covers)) {
+  if (!is_fused(options, x, weight)) {
     return composite_bwd(options, dy.contiguous(), x.contiguous(), weight, grad_sum, mask);
   }
   const typename Backend::Guard guard(x);
@@ -116,10 +114,6 @@ void register_backend(torch::Library& m) {
   m.impl("add_rms_norm_fwd", kernel<add_fwd<Backend>>);
   m.impl("add_rms_norm_", kernel<add_inplace<Backend>>);
   m.impl("rms_norm_bwd", kernel<bwd<Backend>>);
-}
-
-template <class Backend>
-void register_gates(torch::Library& m) {
   m.impl("rms_norm_gated_fwd", kernel<gated_fwd<Backend>>);
   m.impl("rms_norm_gated_bwd", kernel<gated_bwd<Backend>>);
 }

@@ -20,7 +20,6 @@ struct Cpu {
   struct Guard {
     explicit Guard(const Tensor&) {}
   };
-  static constexpr Covers covers{.weight_rows = true};
   static int64_t workspace(const Backward& args) { return cpu::backward_workspace(args); }
 
   static void run(const Forward& args) {
@@ -40,9 +39,6 @@ struct Cpu {
 
 }  // namespace
 
-FUSED_RMSNORM_LIBRARY_IMPL(CPU, m) {
-  register_backend<Cpu>(m);
-  register_gates<Cpu>(m);
-}
+FUSED_RMSNORM_LIBRARY_IMPL(CPU, m) { register_backend<Cpu>(m); }
 
 }  // namespace fused_rmsnorm

@@ -20,7 +20,6 @@ struct Cuda {
     explicit Guard(const Tensor& t) : device(t.device()) {}
     c10::DeviceGuard device;
   };
-  static constexpr Covers covers{.weight_rows = false};
   static int64_t workspace(const Backward& args) { return cuda::backward_workspace(args); }
   static void run(const Forward& args) { check(cuda::forward(args, current_stream())); }
   static void run(const Backward& args) { check(cuda::backward(args, current_stream())); }

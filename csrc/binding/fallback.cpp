@@ -1,4 +1,4 @@
-// The composite, on every device that has no kernels of its own; for gated norms on all but the CPU.
+// The composite, on every device that has no kernels of its own.
 #include "checks.h"
 #include "ops.h"
 #include "registration.h"

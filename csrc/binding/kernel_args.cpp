@@ -116,6 +116,7 @@ void set_weight_rows(Call& args, const Tensor& x, const OptTensor& weight) {
   const WeightRows found = *weight_rows(x, weight);
   args.weight_rows = found.rows;
   args.weight_share = found.share;
+  args.weight_has_rows = present(weight) && weight->dim() > 1;
 }
 
 template <class Call>
@@ -127,12 +128,12 @@ void set_gate(Call& args, const GatedOptions& options, Tensor& gate) {
 
 }  // namespace
 
-bool is_fused(const Options& options, const Tensor& x, const OptTensor& weight, Covers covers) {
+bool is_fused(const Options& options, const Tensor& x, const OptTensor& weight) {
   const auto t = x.scalar_type();
   if (t != at::kFloat && t != at::kHalf && t != at::kBFloat16 && t != at::kDouble) return false;
   if (x.size(-1) == 0) return false;
   if (present(weight) && weight->numel() != x.size(-1)) {  // more than one row of it, or none
-    if (!covers.weight_rows || x.numel() == 0 || !weight_rows(x, weight)) return false;
+    if (x.numel() == 0 || !weight_rows(x, weight)) return false;
   }
   const auto y = output_type(options, t, weight);
   return y == t || y == at::kFloat;
@@ -141,7 +142,7 @@ bool is_fused(const Options& options, const Tensor& x, const OptTensor& weight, 
 bool is_fused(const GatedOptions& options, const Tensor& x, const Tensor& gate, const OptTensor& weight) {
   const auto t = x.scalar_type();
   return t != at::kDouble && c10::promoteTypes(t, gate.scalar_type()) == t &&
-         is_fused(static_cast<const Options&>(options), x, weight, Covers{.weight_rows = true});
+         is_fused(static_cast<const Options&>(options), x, weight);
 }
 
 void ForwardCall::fill(const Options& options, const OptTensor& w, const OptTensor& b) {

@@ -6,16 +6,10 @@
 
 namespace fused_rmsnorm {
 
-// What the kernels of a backend cover beside one row of weight for all rows and no gate.
-struct Covers {
-  bool weight_rows;
-};
-
 // Whether the fused kernels cover these dtypes, a row of at least one element and this weight; if not,
 // the composite does the work.
-bool is_fused(const Options& options, const Tensor& x, const OptTensor& weight, Covers covers);
-// The same beside a gate, of kernels that cover gates: not of fp64, and the gate has x's dtype or one that
-// fits into it.
+bool is_fused(const Options& options, const Tensor& x, const OptTensor& weight);
+// The same beside a gate: not of fp64, and the gate has x's dtype or one that fits into it.
 bool is_fused(const GatedOptions& options, const Tensor& x, const Tensor& gate, const OptTensor& weight);
 
 // `args` points into the tensors beside it.

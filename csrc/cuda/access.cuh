@@ -11,6 +11,11 @@ __device__ __forceinline__ int64_t outer_of(const Rows& rows, int64_t m) {
   return static_cast<int64_t>((uint64_t{static_cast<unsigned>(m)} * rows.multiplier >> 32) >> rows.shift);
 }
 
+// The same for any inner; outer_of() is for more than one.
+__device__ __forceinline__ int64_t quotient(const Rows& rows, int64_t m) {
+  return rows.inner == 1 ? m : outer_of(rows, m);
+}
+
 // Where row m begins.
 __device__ __forceinline__ int64_t offset_of(const Rows& rows, int64_t m) {
   if (rows.inner == 1) return m * rows.outer_stride;

@@ -1,9 +1,10 @@
-// Which kernels a backward is: by the plan's family and shape, the dtypes, how the rows lie, and
-// whether db is wanted, whose sums take registers.
+// Which kernels a backward is: by what is asked for, the plan's family and shape, the dtypes, how the rows
+// lie, and whether db is wanted, whose sums take registers.
 #pragma once
 #include <algorithm>
 
 #include "backward_any.cuh"
+#include "backward_general.cuh"
 #include "backward_rows.cuh"
 #include "finalize.cuh"
 #include "rows.h"
@@ -49,7 +50,35 @@ const char* launch_two_pass(const Backward& b, const Plan& p, void* stream) {
 }
 
 template <class X>
+const char* launch_general_two_pass(const Backward& b, const Plan& p, int parts, void* stream) {
+  const WeightRows weights = weight_rows_of(b);
+  if (b.dw || b.db) {  // first: dx may overwrite x or dy
+    const Launch columns{"backward_general_columns", ceil_div(b.n, kColumnThreads) * parts * b.weight_rows,
+                         kColumnThreads, 0, 1};
+    if (const char* error = launch<backward_general_columns<X>>(columns, stream, b, weights, parts))
+      return error;
+  }
+  if (!b.dx) return nullptr;
+  const Launch rows{"backward_general_long", std::min(b.rows, kMaxBlocks), kGeneralLongThreads,
+                    p.shared_bytes, 1};
+  return launch<backward_general_long<X>>(rows, stream, b, weights, is_aligned(b, p));
+}
+
+template <class X>
+const char* launch_general(const Backward& b, const Plan& p, void* stream) {
+  const int parts = static_cast<int>(partials_of(p, b.rows, b.weight_rows));
+  if (p.family == Family::two_pass) return launch_general_two_pass<X>(b, p, parts, stream);
+  return with_general_shape<X>(p, [&](auto threads, auto items) {
+    const Launch how{"backward_general", parts * b.weight_rows, p.threads * p.rows_per_block, p.shared_bytes,
+                     1};
+    return launch<backward_general<X, decltype(threads)::value, decltype(items)::value>>(
+        how, stream, b, weight_rows_of(b), parts, is_aligned(b, p));
+  });
+}
+
+template <class X>
 const char* launch_rows(const Backward& b, const Plan& p, void* stream) {
+  if (is_general(b)) return launch_general<X>(b, p, stream);
   if (p.family == Family::two_pass) {
     if constexpr (sizeof(X) == 2) {
       if (b.dy_dtype != b.x_dtype) return launch_two_pass<X, float>(b, p, stream);
@@ -67,7 +96,7 @@ const char* backward_of(const Backward& b, const Plan& p, void* stream) {
   if (b.rows) {
     if (const char* error = launch_rows<X>(b, p, stream)) return error;
   }
-  const int partials = static_cast<int>(partials_of(p, b.rows));
+  const int partials = static_cast<int>(partials_of(p, b.rows, b.weight_rows));
   if constexpr (sizeof(X) == 2) {
     if (b.w_dtype != b.x_dtype) return launch_finalize<float, float>(b, partials, stream);
   }

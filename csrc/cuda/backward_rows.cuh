@@ -35,13 +35,11 @@ __device__ __forceinline__ void add_to_dw(const Backward& b, const T (&x)[V], co
   for (int j = 0; j < V; ++j) dw[j] = multiply_add(dy[j], normalised[j], dw[j]);
 }
 
-// dx of columns c ... ; load_dsum returns those of dsum.
-template <class X, class D, class T, int V, class LoadDsum>
-__device__ __forceinline__ Vec<X, V> dx_of(const Backward& b, int c, const Vec<X, V>& x, const Vec<D, V>& dy,
-                                           const T (&scale)[V], T r, T coefficient, LoadDsum load_dsum) {
+// dx of columns c ... before dsum is added and it is rounded; out holds dy.
+template <class E, class T, int V>
+__device__ __forceinline__ void dx_in(const Backward& b, int c, const Vec<E, V>& x, T (&out)[V],
+                                      const T (&scale)[V], T r, T coefficient) {
   const int k = static_cast<int>(b.k);
-  T out[V];
-  widen(dy, out);
 #pragma unroll
   for (int j = 0; j < V; ++j) out[j] *= scale[j];
   if (c + V <= k) {
@@ -55,6 +53,15 @@ __device__ __forceinline__ Vec<X, V> dx_of(const Backward& b, int c, const Vec<X
   }
 #pragma unroll
   for (int j = 0; j < V; ++j) out[j] *= r;
+}
+
+// dx of columns c ... ; load_dsum returns those of dsum.
+template <class X, class D, class T, int V, class LoadDsum>
+__device__ __forceinline__ Vec<X, V> dx_of(const Backward& b, int c, const Vec<X, V>& x, const Vec<D, V>& dy,
+                                           const T (&scale)[V], T r, T coefficient, LoadDsum load_dsum) {
+  T out[V];
+  widen(dy, out);
+  dx_in(b, c, x, out, scale, r, coefficient);
   if (b.dsum.data) {
     const Vec<X, V> extra = load_dsum();
 #pragma unroll

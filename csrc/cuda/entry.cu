@@ -18,7 +18,7 @@ constexpr int64_t kMaxColumns = int64_t{1} << 30;  // columns are counted in 32 
 
 const char* run(const Forward& call, const Plan& p, void* stream) {
   Forward f = call;
-  f.x = with_divisor(f.x), f.residual = with_divisor(f.residual);
+  f.x = with_divisor(f.x), f.residual = with_divisor(f.residual), f.z = with_divisor(f.z);
   switch (f.x_dtype) {
     case Dtype::f32:
       return forward_of<float>(f, p, stream);
@@ -35,6 +35,7 @@ const char* run(const Forward& call, const Plan& p, void* stream) {
 const char* run(const Backward& call, const Plan& p, void* stream) {
   Backward b = call;
   b.x = with_divisor(b.x), b.dy = with_divisor(b.dy), b.dsum = with_divisor(b.dsum);
+  b.z = with_divisor(b.z);
   switch (b.x_dtype) {
     case Dtype::f32:
       return backward_of<float>(b, p, stream);
@@ -53,14 +54,14 @@ const char* forward(const Forward& f, void* stream) {
   if (f.n > kMaxColumns) return "rows of more than 2^30 elements are not supported on CUDA";
   int arch = 0;
   if (const char* error = message({"device query", 0, 0, 0, 0}, current_arch(arch))) return error;
-  return run(f, forward_plan(f.n, f.x_dtype, arch), stream);
+  return run(f, plan_of(f, arch), stream);
 }
 
 int64_t backward_workspace(const Backward& b) {
   int arch = 0;
   if (current_arch(arch) != cudaSuccess) return 0;  // backward reports it
-  const Plan p = backward_plan(b.n, b.x_dtype, b.dy_dtype, arch);
-  return partials_of(p, b.rows) * partial_stride(b.n) * ((b.dw != nullptr) + (b.db != nullptr)) *
+  const int64_t partials = partials_of(plan_of(b, arch), b.rows, b.weight_rows) * b.weight_rows;
+  return partials * partial_stride(b.n) * ((b.dw != nullptr) + (b.db != nullptr)) *
          (b.x_dtype == Dtype::f64 ? 8 : 4);
 }
 
@@ -68,7 +69,7 @@ const char* backward(const Backward& b, void* stream) {
   if (b.n > kMaxColumns) return "rows of more than 2^30 elements are not supported on CUDA";
   int arch = 0;
   if (const char* error = message({"device query", 0, 0, 0, 0}, current_arch(arch))) return error;
-  return run(b, backward_plan(b.n, b.x_dtype, b.dy_dtype, arch), stream);
+  return run(b, plan_of(b, arch), stream);
 }
 
 }  // namespace fused_rmsnorm::cuda

@@ -1,8 +1,10 @@
-// Which kernel a forward is: by the plan's family and shape, the dtypes and how the rows lie.
+// Which kernel a forward is: by what is asked for, the plan's family and shape, the dtypes and how the rows
+// lie.
 #pragma once
 #include <algorithm>
 
 #include "forward_any.cuh"
+#include "forward_general.cuh"
 #include "forward_rows.cuh"
 #include "rows.h"
 #include "shapes.h"
@@ -37,9 +39,27 @@ const char* launch_forward_rows(const Forward& f, const Plan& p, void* stream) {
   return launch<forward_rows_any<X, X, kShape, kCluster>>(how, stream, f, p.cluster);
 }
 
+template <class X>
+const char* launch_forward_general(const Forward& f, const Plan& p, void* stream) {
+  const WeightRows weights = weight_rows_of(f);
+  const bool aligned = is_aligned(f, p);
+  if (p.family == Family::two_pass) {
+    const Launch how{"forward_general_long", std::min(f.rows, p.max_grid), kGeneralLongThreads,
+                     p.shared_bytes, 1};
+    return launch<forward_general_long<X>>(how, stream, f, weights, aligned);
+  }
+  return with_general_shape<X>(p, [&](auto threads, auto items) {
+    const Launch how{"forward_general", std::min(ceil_div(f.rows, p.rows_per_block), p.max_grid),
+                     p.threads * p.rows_per_block, p.shared_bytes, 1};
+    return launch<forward_general<X, decltype(threads)::value, decltype(items)::value>>(how, stream, f,
+                                                                                        weights, aligned);
+  });
+}
+
 // One translation unit per dtype of x instantiates this.
 template <class X>
 const char* forward_of(const Forward& f, const Plan& p, void* stream) {
+  if (is_general(f)) return launch_forward_general<X>(f, p, stream);
   if (p.family == Family::two_pass) {
     const Launch how{"forward_long", std::min(f.rows, p.max_grid), kLongThreads, p.shared_bytes, 1};
     if constexpr (sizeof(X) == 2) {

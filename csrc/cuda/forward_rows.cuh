@@ -39,12 +39,10 @@ __device__ __forceinline__ T rstd_of(const Forward& f, T squares_sum) {
   return inverse_sqrt(squares_sum / static_cast<T>(f.k) + static_cast<T>(f.eps));
 }
 
-// y of a vector of columns; load_scale and load_bias fill their argument.
-template <class Y, class T, class X, int V, class LoadScale, class LoadBias>
-__device__ __forceinline__ Vec<Y, V> normalise(const Forward& f, const Vec<X, V>& x, T r,
-                                               LoadScale load_scale, LoadBias load_bias) {
-  T out[V];
-  widen(x, out);
+// What x's columns, in `out`, become before they are stored; load_scale and load_bias fill their argument.
+template <class X, class T, int V, class LoadScale, class LoadBias>
+__device__ __forceinline__ void normalise_in(const Forward& f, T (&out)[V], T r, LoadScale load_scale,
+                                             LoadBias load_bias) {
 #pragma unroll
   for (int j = 0; j < V; ++j) out[j] *= r;
   if (sizeof(X) < sizeof(T) && f.llama) widen(narrowed<X>(out), out);
@@ -61,6 +59,15 @@ __device__ __forceinline__ Vec<Y, V> normalise(const Forward& f, const Vec<X, V>
       for (int j = 0; j < V; ++j) out[j] *= scale[j];
     }
   }
+}
+
+// y of a vector of columns.
+template <class Y, class T, class X, int V, class LoadScale, class LoadBias>
+__device__ __forceinline__ Vec<Y, V> normalise(const Forward& f, const Vec<X, V>& x, T r,
+                                               LoadScale load_scale, LoadBias load_bias) {
+  T out[V];
+  widen(x, out);
+  normalise_in<X>(f, out, r, load_scale, load_bias);
   return narrowed<Y>(out);
 }
 

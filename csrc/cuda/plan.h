@@ -127,6 +127,13 @@ constexpr Plan forward_plan(int64_t n, Dtype x, int arch) {
   return p;
 }
 
+// Two passes of the backward: blocks of columns times partials fill a device several times.
+constexpr Plan with_columns_grid(Plan p, int64_t n) {
+  const int64_t tiles = ceil_div(n, kColumnThreads);
+  p.max_grid = tiles >= 4096 ? 1 : tiles > 64 ? 4096 / tiles : 64;
+  return p;
+}
+
 // dy may be wider than x. As many rows in flight as the shape wants where shared memory allows, else
 // one; and as many blocks as are resident together, so that they end together. Two passes: fixed.
 constexpr Plan backward_plan(int64_t n, Dtype x, Dtype dy, int arch) {
@@ -143,21 +150,60 @@ constexpr Plan backward_plan(int64_t n, Dtype x, Dtype dy, int arch) {
     p.max_grid = a.multiprocessors * (kResidentThreads / block) / p.cluster;
     if (p.shared_bytes > a.shared_bytes) p = row_plan(n, x, a, 0);
   }
-  if (p.family == Family::two_pass) {  // blocks of columns times partials fill a device several times
-    const int64_t tiles = ceil_div(n, kColumnThreads);
-    p.max_grid = tiles >= 4096 ? 1 : tiles > 64 ? 4096 / tiles : 64;
-  }
-  return p;
+  return p.family == Family::two_pass ? with_columns_grid(p, n) : p;
 }
 
 // From one partial of dw or db to the next, in numbers: whole vectors, so that they are written in pieces.
 constexpr int kPartialUnit = 8;
 constexpr int64_t partial_stride(int64_t n) { return ceil_div(n, kPartialUnit) * kPartialUnit; }
 
-// How many partials of dw and of db a backward with this plan makes.
-constexpr int64_t partials_of(const Plan& p, int64_t rows) {
-  const int64_t groups = ceil_div(rows, p.rows_per_block);
-  return groups < p.max_grid ? groups : p.max_grid;
+// How many partials of dw and of db a backward with this plan makes, of each row of the weight.
+constexpr int64_t partials_of(const Plan& p, int64_t rows, int64_t weight_rows = 1) {
+  const int64_t groups = ceil_div(rows / weight_rows, p.rows_per_block);
+  const int64_t most = weight_rows < p.max_grid ? p.max_grid / weight_rows : 1;
+  return groups < most ? groups : most;
+}
+
+// Calls with a gate or a weight of several rows (forward_general.cuh, backward_general.cuh): fewer vectors a
+// thread, which holds more of each, and neither clusters nor rows in flight.
+constexpr Shape kGeneralShapes[] = {{8, 1, 1, 1},  {16, 1, 1, 1},  {32, 1, 1, 1},  {32, 2, 1, 1},
+                                    {64, 2, 1, 1}, {128, 2, 1, 1}, {256, 2, 1, 1}, {512, 2, 1, 1}};
+constexpr int kGeneralCount = 8;
+constexpr int kGeneralLongThreads = 512;  // two_pass
+template <int kThreads>
+constexpr int kGeneralBlock = block_of({kThreads, 1, 1, 1});
+
+constexpr Plan general_forward_plan(int64_t n, Dtype x) {
+  const int vector = static_cast<int>(16 / size_of(x));
+  for (int i = 0; i < kGeneralCount; ++i) {
+    const Shape s = kGeneralShapes[i];
+    if (!serves(i, size_of(x), false) || ceil_div(n, vector) > int64_t{s.threads} * s.items) continue;
+    return {Family::registers,       i, vector, s.threads,     s.items,
+            block_of(s) / s.threads, 1, 1,      kScratchBytes, kMaxBlocks};
+  }
+  return {Family::two_pass, -1, vector, kGeneralLongThreads, 1, 1, 1, 1, kScratchBytes, kMaxBlocks};
+}
+constexpr Plan general_backward_plan(int64_t n, Dtype x, int arch) {
+  Plan p = general_forward_plan(n, x);
+  if (p.family == Family::two_pass) return with_columns_grid(p, n);
+  const int block = p.threads * p.rows_per_block;
+  p.max_grid = architecture(arch).multiprocessors * (kResidentThreads / block);
+  // Rows side by side add up their dw and db in shared memory.
+  if (p.rows_per_block > 1) p.shared_bytes += block * p.items * p.vector * (x == Dtype::f64 ? 8 : 4);
+  return p;
+}
+
+// The plan of a call.
+template <class Call>
+constexpr bool is_general(const Call& call) {
+  return call.gate != Gate::none || call.weight_has_rows;
+}
+constexpr Plan plan_of(const Forward& f, int arch) {
+  return is_general(f) ? general_forward_plan(f.n, f.x_dtype) : forward_plan(f.n, f.x_dtype, arch);
+}
+constexpr Plan plan_of(const Backward& b, int arch) {
+  return is_general(b) ? general_backward_plan(b.n, b.x_dtype, arch)
+                       : backward_plan(b.n, b.x_dtype, b.dy_dtype, arch);
 }
 
 }  // namespace fused_rmsnorm::cuda

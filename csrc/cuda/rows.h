@@ -17,11 +17,13 @@ inline bool is_aligned(const Rows& r, Dtype d) {
 
 inline bool is_aligned(const Forward& f, const Plan& p) {
   return f.n % p.vector == 0 && is_aligned(f.x, f.x_dtype) && is_aligned(f.residual, f.x_dtype) &&
-         is_aligned(f.weight) && is_aligned(f.bias) && is_aligned(f.y) && is_aligned(f.sum);
+         is_aligned(f.z, f.x_dtype) && is_aligned(f.weight) && is_aligned(f.bias) && is_aligned(f.y) &&
+         is_aligned(f.sum);
 }
 inline bool is_aligned(const Backward& b, const Plan& p) {
   return b.n % p.vector == 0 && is_aligned(b.x, b.x_dtype) && is_aligned(b.dy, b.dy_dtype) &&
-         is_aligned(b.dsum, b.x_dtype) && is_aligned(b.weight) && is_aligned(b.dx);
+         is_aligned(b.dsum, b.x_dtype) && is_aligned(b.z, b.x_dtype) && is_aligned(b.weight) &&
+         is_aligned(b.bias) && is_aligned(b.dx) && is_aligned(b.dz);
 }
 
 // m / inner = (m * multiplier >> 32) >> shift for every m < 2^31: with L = ceil(log2(inner)) and the

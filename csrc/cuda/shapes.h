@@ -20,4 +20,13 @@ const char* with_shape(const Plan& p, Run run) {
   return "no kernel for this launch plan";
 }
 
+// run(threads, items), as types, for the plan of a general call.
+template <class X, class Run>
+const char* with_general_shape(const Plan& p, Run run) {
+  return with_shape<X, kGeneralCount>(p, [&](auto number, auto) {
+    constexpr Shape s = kGeneralShapes[decltype(number)::value];
+    return run(std::integral_constant<int, s.threads>{}, std::integral_constant<int, s.items>{});
+  });
+}
+
 }  // namespace fused_rmsnorm::cuda

@@ -43,6 +43,7 @@ struct Shape {
   int64_t x_shift = 0, out_shift = 0;     // elements past a cache line
   bool dx = true, dw = true, db = false;  // of the backward; residual: with dsum
   int64_t weight_rows = 1, weight_share = 1;
+  bool weight_has_rows = false;
   Gate gate = Gate::none;
   bool sigmoid = false;
 
@@ -53,8 +54,8 @@ struct Shape {
            " head gap " + std::to_string(head_gap) + (weight ? "" : " no weight") + (bias ? " bias" : "") +
            (residual ? " residual" : "") + " offset " + std::to_string(offset) + " shifts " +
            std::to_string(x_shift) + " " + std::to_string(out_shift) + (dx ? " dx" : "") + (dw ? " dw" : "") +
-           (db ? " db" : "") + " weight rows " + std::to_string(weight_rows) + " share " +
-           std::to_string(weight_share) +
+           (db ? " db" : "") + " weight rows " + std::to_string(weight_rows) +
+           (weight_has_rows ? " of several" : "") + " share " + std::to_string(weight_share) +
            (gate == Gate::none   ? ""
             : gate == Gate::last ? " gate last"
                                  : " gate first") +
@@ -132,6 +133,7 @@ struct ForwardProblem {
     f.sum = s.residual ? sum.data() : nullptr;
     f.rstd = s.want_rstd ? rstd.data() : nullptr;
     f.weight_rows = s.weight_rows, f.weight_share = s.weight_share;
+    f.weight_has_rows = s.weight_has_rows;
     f.gate = s.gate, f.sigmoid = s.sigmoid;
     if (s.gate != Gate::none) f.z = rows_of(z, s);
     return f;
@@ -182,6 +184,7 @@ struct BackwardProblem {
     if (s.db) b.db = db.data();
     b.workspace = workspace.data();
     b.weight_rows = s.weight_rows, b.weight_share = s.weight_share;
+    b.weight_has_rows = s.weight_has_rows;
     b.gate = s.gate, b.sigmoid = s.sigmoid;
     if (s.gate == Gate::none) return b;
     b.z = rows_of(z, s);

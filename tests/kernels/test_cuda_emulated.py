@@ -16,12 +16,12 @@ import pytest
 
 SIMT = Path(__file__).parent / "simt"
 BUILDS = {  # -fsanitize=, and percent of the cases of a section
-    "plain": ("", {"values": 100, "bits": 100, "special": 100}),
-    "address": ("address,undefined", {"values": 25, "bits": 15, "special": 100}),
-    "thread": ("thread", {"values": 6, "bits": 3, "special": 50}),
+    "plain": ("", {"values": 100, "bits": 100, "general": 100, "special": 100}),
+    "address": ("address,undefined", {"values": 25, "bits": 15, "general": 25, "special": 100}),
+    "thread": ("thread", {"values": 6, "bits": 3, "general": 5, "special": 50}),
 }
 DTYPES = ("f32", "f64", "f16", "bf16")
-SECTIONS = ("values", "bits", "long", "special")  # the slow ones first
+SECTIONS = ("values", "bits", "general", "long", "special")  # the slow ones first
 
 
 def headers() -> str | None:

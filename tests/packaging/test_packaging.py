@@ -93,7 +93,7 @@ def test_kernels_know_no_torch_and_export_norm_h_only() -> None:
     header = re.sub(r"//.*", "", (ROOT / "csrc" / "norm.h").read_text())
     backends = ["cpu", "cuda"] if fused_rmsnorm.build_info()["cuda"] else ["cpu"]
     declared = {
-        f"fused_rmsnorm_v2_{backend}_{name}"  # as C, with the version of norm.h's structs
+        f"fused_rmsnorm_v3_{backend}_{name}"  # as C, with the version of norm.h's structs
         for backend in backends
         for body in re.findall(rf"\nnamespace {backend} {{\n(.*?)\n}}", header, re.S)
         for name in re.findall(r"(\w+)\([^;]*;", body)

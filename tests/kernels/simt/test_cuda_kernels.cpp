@@ -1,9 +1,10 @@
 // The CUDA kernels on the emulated device, through the entry points that torch calls.
 //
-//   test_cuda_kernels SECTION DTYPE [PERCENT]     SECTION: values, bits, special, long, errors
+//   test_cuda_kernels SECTION DTYPE [PERCENT]     SECTION: values, bits, general, special, long, errors
 //
 // values    every shape of the launch plan on every architecture, at its edges, against fp64
 // bits      a row alone, in a batch, elsewhere in memory, under another schedule: the same bytes
+// general   both, of weights of several rows and of gates
 // long      sums of very many terms: in one thread, over rows
 // special   NaN and inf stay in their rows; outputs over inputs; no rows; large values
 // PERCENT of the random cases are run, for slow sanitizers.
@@ -33,25 +34,36 @@ const char* run_small(const Call& call, cuda::Plan plan, int64_t grid) {
 }
 void run(Checker& check, const Shape& s, const Forward& f, int64_t grid) {
   run(check, s,
-      grid && f.rows ? run_small(f, cuda::forward_plan(f.n, f.x_dtype, simt::arch), grid)
-                     : cuda::forward(f, nullptr));
+      grid && f.rows ? run_small(f, cuda::plan_of(f, simt::arch), grid) : cuda::forward(f, nullptr));
 }
 void run(Checker& check, const Shape& s, const Backward& b, int64_t grid) {
-  run(check, s,
-      grid ? run_small(b, cuda::backward_plan(b.n, b.x_dtype, b.dy_dtype, simt::arch), grid)
-           : cuda::backward(b, nullptr));
+  run(check, s, grid ? run_small(b, cuda::plan_of(b, simt::arch), grid) : cuda::backward(b, nullptr));
 }
 
 constexpr int kArchitectures[] = {75, 80, 90, 120};
 
+// What is asked of a call.
+enum class Asked {
+  plain,
+  general,  // a weight of several rows, or a gate, or both
+};
+
 // N at the edges of every shape of the plan, and a few between.
-std::vector<int64_t> lengths(Dtype x, int arch) {
+std::vector<int64_t> lengths(Dtype x, int arch, Asked asked) {
   const int64_t v = 16 / size_of(x);
   std::vector<int64_t> all = {1, 2, 3, v, v + 1};
-  for (const cuda::Shape& s : cuda::kShapes) {
-    const int64_t most = v * s.threads * s.items;
-    for (int64_t n : {most - v, most - 1, most, most + 1}) all.push_back(n);
+  const auto edges = [&](const auto& shapes) {
+    for (const cuda::Shape& s : shapes) {
+      const int64_t most = v * s.threads * s.items;
+      for (int64_t n : {most - v, most - 1, most, most + 1}) all.push_back(n);
+    }
+  };
+  if (asked == Asked::general) {
+    edges(cuda::kGeneralShapes);
+    all.push_back(v * cuda::kGeneralLongThreads * 3 + 5);
+    return all;
   }
+  edges(cuda::kShapes);
   const int64_t block = v * 512 * 4;
   for (int64_t n : {2 * block, 2 * block + 3}) all.push_back(n);
   if (arch >= 90) {  // clusters of 4 and 8, of 1024 threads, two passes
@@ -60,7 +72,22 @@ std::vector<int64_t> lengths(Dtype x, int arch) {
   return all;
 }
 
-Shape random_shape(const Types& types, int64_t n, Random& random) {
+void make_general(Shape& s, Random& random) {
+  s.weight_has_rows = random.chance(60);
+  if (s.types.x != Dtype::f64 && (!s.weight_has_rows || random.chance(50))) {
+    s.gate = random.chance(50) ? Gate::last : Gate::first;
+    s.sigmoid = random.chance(40), s.residual = false;
+    if (s.gate == Gate::last) s.types.y = s.types.x;
+  } else {
+    s.weight_has_rows = true;
+  }
+  if (s.weight_has_rows) {
+    s.weight_rows = 1 + random.below(5), s.weight_share = s.weight_rows == 1 ? 1 : 1 + random.below(3);
+    s.rows = (s.rows + 1) / 2 * s.weight_rows * s.weight_share;
+  }
+}
+
+Shape random_shape(const Types& types, int64_t n, Random& random, Asked asked) {
   Shape s;
   s.types = types, s.n = n;
   s.rows = n > 40000           ? 1 + random.below(2)
@@ -79,6 +106,7 @@ Shape random_shape(const Types& types, int64_t n, Random& random) {
     s.out_shift = random.chance(30) ? v * random.below(4) : random.below(4 * v);
   }
   s.dx = !random.chance(15), s.dw = !random.chance(20), s.db = random.chance(30);
+  if (asked == Asked::general) make_general(s, random);
   return s;
 }
 
@@ -97,15 +125,15 @@ void forward_and_backward(Checker& check, const Shape& s, Random& random) {
   check_backward(b, check, on_device("backward"));
 }
 
-void values(Checker& check, Dtype x, int percent) {
+void values(Checker& check, Dtype x, int percent, Asked asked) {
   Random random(1);
   for (int arch : kArchitectures) {
     simt::arch = arch;
     for (const Types& types : all_types()) {
       if (types.x != x) continue;
-      for (int64_t n : lengths(x, arch)) {
+      for (int64_t n : lengths(x, arch, asked)) {
         for (int repeat = 0; repeat < (n > 5000 ? 1 : 3); ++repeat) {
-          const Shape s = random_shape(types, n, random);
+          const Shape s = random_shape(types, n, random, asked);
           simt::schedule = static_cast<int>(random.below(8));
           if (random.chance(percent)) forward_and_backward(check, s, random);
         }
@@ -114,18 +142,26 @@ void values(Checker& check, Dtype x, int percent) {
   }
 }
 
-void bits(Checker& check, Dtype x, int percent) {
+// `one`'s weight and bias: the row of them that row m of s takes.
+template <class Problem>
+void copy_weight(Problem& one, const Problem& from, const Shape& s, int64_t m) {
+  const int64_t at = s.weight_row(m) * s.n;
+  for (int64_t j = 0; j < one.weight.count(); ++j) one.weight.set(j, from.weight[at + j]);
+  for (int64_t j = 0; j < one.bias.count(); ++j) one.bias.set(j, from.bias[at + j]);
+}
+
+void bits(Checker& check, Dtype x, int percent, Asked asked) {
   Random random(2);
   for (int arch : {80, 90}) {
     simt::arch = arch;
     for (const Types& types : all_types()) {
       if (types.x != x) continue;
-      for (int64_t n : lengths(x, arch)) {
+      for (int64_t n : lengths(x, arch, asked)) {
         if (!random.chance(percent)) continue;
-        Shape s = random_shape(types, n, random);
-        s.rows = n > 5000 ? 2 : 7, s.want_rstd = s.dx = true;
+        Shape s = random_shape(types, n, random, asked);
+        s.rows = (n > 5000 ? 2 : 7) * s.weight_rows * s.weight_share, s.want_rstd = s.dx = true;
         Shape one = s;
-        one.rows = one.inner = 1, one.gap = one.head_gap = 0;
+        one.rows = one.inner = one.weight_rows = one.weight_share = 1, one.gap = one.head_gap = 0;
         one.x_shift = random.below(32), one.out_shift = random.below(32);
         const int64_t m = random.below(s.rows);
 
@@ -133,7 +169,8 @@ void bits(Checker& check, Dtype x, int percent) {
         ForwardProblem f(s, random), alone(one, random);
         copy_row(alone.x, one, f.x, s, m);
         if (s.residual) copy_row(alone.residual, one, f.residual, s, m);
-        copy(alone.weight, f.weight), copy(alone.bias, f.bias);
+        if (s.gate != Gate::none) copy_row(alone.z, one, f.z, s, m);
+        copy_weight(alone, f, s, m);
         run(check, s, f.args(), grid);
         simt::schedule = static_cast<int>(random.below(8));
         run(check, one, cuda::forward(alone.args(), nullptr));
@@ -145,10 +182,11 @@ void bits(Checker& check, Dtype x, int percent) {
         BackwardProblem row(one, random, cuda::backward_workspace);
         copy_row(row.x, one, b.x, s, m), copy_row(row.dy, one, b.dy, s, m);
         if (s.residual) copy_row(row.dsum, one, b.dsum, s, m);
-        copy(row.weight, b.weight), row.rstd.set(0, b.rstd[m]);
+        if (s.gate != Gate::none) copy_row(row.z, one, b.z, s, m);
+        copy_weight(row, b, s, m), row.rstd.set(0, b.rstd[m]);
         run(check, s, b.args(), grid);
         run(check, one, cuda::backward(row.args(), nullptr));
-        check.that(same_row(b.dx, m, row.dx, 0, n),
+        check.that(same_row(b.dx, m, row.dx, 0, n) && (!row.dz.count() || same_row(b.dz, m, row.dz, 0, n)),
                    [&] { return on_device("backward") + ": a row alone has other bits, " + s.describe(); });
 
         // dw and db: another layout in memory, another schedule.
@@ -160,13 +198,14 @@ void bits(Checker& check, Dtype x, int percent) {
             again.x.set(place(moved, i, j), b.x[place(s, i, j)]);
             again.dy.set(place(moved, i, j), b.dy[place(s, i, j)]);
             if (s.residual) again.dsum.set(place(moved, i, j), b.dsum[place(s, i, j)]);
+            if (s.gate != Gate::none) again.z.set(place(moved, i, j), b.z[place(s, i, j)]);
           }
         }
-        copy(again.weight, b.weight), copy(again.rstd, b.rstd);
+        copy(again.weight, b.weight), copy(again.bias, b.bias), copy(again.rstd, b.rstd);
         simt::schedule = static_cast<int>(random.below(8));
         run(check, moved, again.args(), grid);
         check.that(
-            again.dx.same_bytes(b.dx) && (!s.dw || again.dw.same_bytes(b.dw)) &&
+            again.dx.same_bytes(b.dx) && again.dz.same_bytes(b.dz) && (!s.dw || again.dw.same_bytes(b.dw)) &&
                 (!s.db || again.db.same_bytes(b.db)),
             [&] { return on_device("backward") + ": gradients depend on the layout, " + s.describe(); });
       }
@@ -174,7 +213,7 @@ void bits(Checker& check, Dtype x, int percent) {
   }
 }
 
-void special(Checker& check, Dtype x, int percent) {
+void special(Checker& check, Dtype x, int percent, Asked asked) {
   Random random(3);
   for (const Types& types : all_types()) {
     if (types.x != x) continue;
@@ -182,6 +221,7 @@ void special(Checker& check, Dtype x, int percent) {
       if (!random.chance(percent)) continue;
       Shape s;
       s.types = types, s.n = s.k = n, s.rows = 5;
+      if (asked == Asked::general) s.weight_has_rows = true, s.weight_rows = s.rows;
       const auto where = [&](const char* what) {
         return [&, what] { return on_device(what) + ", " + s.describe(); };
       };
@@ -355,9 +395,16 @@ int main(int count, char** words) {
   Checker check;
   for (Dtype d : {Dtype::f32, Dtype::f64, Dtype::f16, Dtype::bf16}) {
     if (dtype != name(d)) continue;
-    if (section == "values") values(check, d, percent);
-    if (section == "bits") bits(check, d, percent);
-    if (section == "special") special(check, d, percent);
+    if (section == "values") values(check, d, percent, Asked::plain);
+    if (section == "bits") bits(check, d, percent, Asked::plain);
+    if (section == "general") {
+      values(check, d, percent, Asked::general);
+      bits(check, d, percent, Asked::general);
+    }
+    if (section == "special") {
+      special(check, d, percent, Asked::plain);
+      special(check, d, percent, Asked::general);
+    }
     if (section == "long") long_sums(check, d);
     if (section == "errors") errors(check);
   }

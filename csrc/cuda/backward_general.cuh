@@ -1,0 +1,273 @@
+// The backward of calls that the kernels of plain rows do not take: with a weight of several rows, or a gate:
+//   Gate::last    dy * act(z) in place of dy;   dz = dy * norm(x) * act'(z)
+//   Gate::first   x * act(z) in place of x;     dz = dx * x * act'(z), then dx = dx * act(z)
+//
+// Each row of the weight has blocks of its own, which take its rows in turn and sum its dw and db in
+// registers: a partial for each block, added in order by finalize.cuh. A row is read twice, the second time
+// from the caches: the sums leave no registers to keep it in.
+#pragma once
+#include "backward_rows.cuh"
+#include "fold.cuh"
+#include "gate.cuh"
+#include "general.cuh"
+
+namespace fused_rmsnorm::cuda {
+
+// One row of such a call. aligned: everything in the call is.
+template <class X>
+class GeneralBackward {
+ public:
+  using T = Acc<X>;
+  static constexpr int V = 16 / sizeof(X);
+  // Of a vector of columns: what is normalised, under its gradient.
+  struct Columns {
+    Vec<T, V> v;
+    T g[V];
+  };
+
+  // w: the row of the weight.
+  __device__ GeneralBackward(const Backward& b, int64_t m, int64_t w, bool aligned)
+      : b_(b), m_(m), w_(w), aligned_(aligned) {}
+
+  __device__ __forceinline__ Columns load(int c) const {
+    Columns in = load_ungated(c);
+    if constexpr (sizeof(X) < 8) {
+      if (b_.gate != Gate::none) {
+        const auto z = load_row(b_.z, c);
+        const bool first = b_.gate == Gate::first;
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          const T act = activate(widen(z.v[j]), b_.sigmoid);
+          first ? in.v.v[j] *= act : in.g[j] *= act;
+        }
+      }
+    }
+    return in;
+  }
+  __device__ __forceinline__ T dot(const Columns& in, int c, T sum) const {
+    T scale[V];
+    make_scale(c, scale);
+    return dot_of(in.v.v, in.g, scale, sum);
+  }
+
+  // Stores dx and dz of a vector of columns.
+  __device__ __forceinline__ void finish(int c, T r, T coefficient) const {
+    Columns in = load_ungated(c);
+    if constexpr (sizeof(X) < 8) {
+      if (b_.gate == Gate::last) return finish_last(in, c, r, coefficient);
+      if (b_.gate == Gate::first) return finish_first(in, c, r, coefficient);
+    }
+    make_dx(in, c, r, coefficient);
+    if (b_.dsum.data) {
+      const auto extra = load_row(b_.dsum, c);
+#pragma unroll
+      for (int j = 0; j < V; ++j) in.g[j] += widen(extra.v[j]);
+    }
+    store(b_.dx, c, in.g);
+  }
+
+ private:
+  __device__ __forceinline__ void finish_last(Columns& in, int c, T r, T coefficient) const {
+    const auto z = load_row(b_.z, c);
+    T dz[V];
+    norm_of(in.v, c, r, dz);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const Activation act = activate_with_slope(widen(z.v[j]), b_.sigmoid);
+      dz[j] = in.g[j] * dz[j] * act.slope;
+      in.g[j] *= act.value;
+    }
+    store(b_.dz, c, dz);
+    make_dx(in, c, r, coefficient);
+    store(b_.dx, c, in.g);
+  }
+  __device__ __forceinline__ void finish_first(Columns& in, int c, T r, T coefficient) const {
+    const auto z = load_row(b_.z, c);
+    T dz[V], value[V];
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const Activation act = activate_with_slope(widen(z.v[j]), b_.sigmoid);
+      dz[j] = in.v.v[j], value[j] = act.value;
+      in.v.v[j] *= act.value;
+      dz[j] *= act.slope;
+    }
+    make_dx(in, c, r, coefficient);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      dz[j] *= in.g[j];
+      in.g[j] *= value[j];
+    }
+    store(b_.dz, c, dz);
+    store(b_.dx, c, in.g);
+  }
+  // The gradient of what is normalised, in the place of that of its norm.
+  __device__ __forceinline__ void make_dx(Columns& in, int c, T r, T coefficient) const {
+    T scale[V];
+    make_scale(c, scale);
+    dx_in(b_, c, in.v, in.g, scale, r, coefficient);
+  }
+  // What a last gate multiplies.
+  __device__ __forceinline__ void norm_of(const Vec<T, V>& v, int c, T r, T (&norm)[V]) const {
+    const bool rounds = sizeof(X) < sizeof(T) && b_.llama;
+#pragma unroll
+    for (int j = 0; j < V; ++j) norm[j] = v.v[j] * r;
+    if (rounds) widen(narrowed<X>(norm), norm);
+    if (b_.weight) {
+      T scale[V];
+      make_scale(c, scale);
+      if (b_.bias) {
+        T bias[V];
+        load_weight(b_.bias, c, bias);
+#pragma unroll
+        for (int j = 0; j < V; ++j) norm[j] = multiply_add(norm[j], scale[j], bias[j]);
+      } else {
+#pragma unroll
+        for (int j = 0; j < V; ++j) norm[j] *= scale[j];
+      }
+    }
+    if (rounds && !wide()) widen(narrowed<X>(norm), norm);
+  }
+
+  __device__ __forceinline__ int n() const { return static_cast<int>(b_.n); }
+  __device__ __forceinline__ bool wide() const { return b_.w_dtype != b_.x_dtype; }
+  __device__ __forceinline__ Vec<X, V> load_row(const Rows& rows, int c) const {
+    return load_columns<X, V>(row_of<X>(rows, m_), c, n(), aligned_);
+  }
+  __device__ __forceinline__ Columns load_ungated(int c) const {
+    const bool wide = b_.dy_dtype != b_.x_dtype;
+    const void* const dy = wide ? static_cast<const void*>(row_of<T>(b_.dy, m_)) : row_of<X>(b_.dy, m_);
+    Columns in;
+    load_columns<X>(dy, wide, c, n(), aligned_, in.g);
+    widen(load_row(b_.x, c), in.v.v);
+    return in;
+  }
+  __device__ __forceinline__ void load_weight(const void* weight, int c, T (&out)[V]) const {
+    load_columns<X>(weight_row<X>(weight, wide(), w_, b_.n), wide(), c, n(), aligned_, out);
+  }
+  __device__ __forceinline__ void make_scale(int c, T (&scale)[V]) const {
+    load_scale(b_.weight, b_.weight_offset, scale, [&](T(&w)[V]) { load_weight(b_.weight, c, w); });
+  }
+  __device__ __forceinline__ void store(void* to, int c, const T (&from)[V]) const {
+    auto out = narrowed<X>(from);
+    store_within(static_cast<X*>(to) + m_ * b_.n, c, 0, n(), out, aligned_);
+  }
+
+  const Backward& b_;
+  int64_t m_, w_;
+  bool aligned_;
+};
+
+// Families `registers`. parts: blocks of each row of the weight.
+template <class X, int kThreads, int kItems>
+__global__ void __launch_bounds__(kGeneralBlock<kThreads>, kResidentThreads / kGeneralBlock<kThreads>)
+    backward_general(Backward b, WeightRows weights, int parts, bool aligned) {
+  using Row = GeneralBackward<X>;
+  using T = Acc<X>;
+  constexpr int V = Row::V, kRows = kGeneralBlock<kThreads> / kThreads;
+  const int thread = threadIdx.x % kThreads, n = static_cast<int>(b.n);
+  const int64_t w = blockIdx.x / static_cast<unsigned>(parts);
+  const int64_t part = blockIdx.x - w * parts, step = int64_t{parts} * kRows;
+  const int64_t rows = quotient(weights.rows, b.rows);  // of this row of the weight
+  RowSum<T, kThreads, false> row_sum(1);
+
+  // dw and db of so many rows are summed in registers before they are put away.
+  for (int64_t from = part * kRows; from < rows; from += step * kSpan) {
+    const int64_t last = from + step * kSpan < rows ? from + step * kSpan : rows;
+    T dw[kItems][V] = {}, db[kItems][V] = {};
+#pragma unroll 1
+    for (int64_t base = from; base < last; base += step) {
+      const int64_t j = base + threadIdx.x / kThreads;
+      const bool live = j < last;
+      const int64_t m = weights.member(w, live ? j : 0);
+      const Row row(b, m, w, aligned);
+      const T r = static_cast<const T*>(b.rstd)[m];
+      T dot = 0;
+      if (live) {
+#pragma unroll
+        for (int i = 0; i < kItems; ++i) {
+          const int c = (i * kThreads + thread) * V;
+          if (c < n) {
+            const auto in = row.load(c);
+            dot = row.dot(in, c, dot);
+            if (b.dw) add_to_dw<X>(b, in.v.v, in.g, r, dw[i]);
+            if (b.db) {
+#pragma unroll
+              for (int q = 0; q < V; ++q) db[i][q] += in.g[q];
+            }
+          }
+        }
+      }
+      dot = row_sum(dot);
+      if (live && b.dx) {
+        const T coefficient = coefficient_of(b, r, dot);
+#pragma unroll 1
+        for (int c = thread * V; c < n; c += kThreads * V) row.finish(c, r, coefficient);
+      }
+    }
+    T* partials = static_cast<T*>(b.workspace) + int64_t{blockIdx.x} * partial_step(b);
+    T* const buffer = reinterpret_cast<T*>(shared_memory() + kScratchBytes);
+    const bool more = from != part * kRows;
+    if (b.dw) {
+      put_partial<kThreads>(dw, partials, more, buffer, n, kThreads, thread);
+      partials += int64_t{gridDim.x} * partial_step(b);
+    }
+    if (b.db) put_partial<kThreads>(db, partials, more, buffer, n, kThreads, thread);
+  }
+}
+
+// Family `two_pass`: dx and dz of rows of any length, a block per row.
+template <class X>
+__global__ void __launch_bounds__(kGeneralLongThreads, 1)
+    backward_general_long(Backward b, WeightRows weights, bool aligned) {
+  using Row = GeneralBackward<X>;
+  using T = Acc<X>;
+  constexpr int V = Row::V;
+  const int n = static_cast<int>(b.n);
+  RowSum<T, kGeneralLongThreads, false> row_sum(1);
+  for (int64_t m = blockIdx.x; m < b.rows; m += gridDim.x) {
+    const Row row(b, m, weights.of(m), aligned);
+    const T r = static_cast<const T*>(b.rstd)[m];
+    Fold<T> dot;
+#pragma unroll 1
+    for (int c = threadIdx.x * V; c < n; c += kGeneralLongThreads * V) {
+      dot.add(row.dot(row.load(c), c, T(0)));
+    }
+    const T coefficient = coefficient_of(b, r, row_sum(dot.total()));
+#pragma unroll 1
+    for (int c = threadIdx.x * V; c < n; c += kGeneralLongThreads * V) row.finish(c, r, coefficient);
+  }
+}
+
+// Family `two_pass`: dw and db, a thread per column of every parts-th row of a row of the weight.
+template <class X>
+__global__ void __launch_bounds__(kColumnThreads)
+    backward_general_columns(Backward b, WeightRows weights, int parts) {
+  using T = Acc<X>;
+  const int64_t tiles = (b.n + kColumnThreads - 1) / kColumnThreads;
+  const int64_t c = blockIdx.x % tiles * kColumnThreads + threadIdx.x, place = blockIdx.x / tiles;
+  const int64_t w = place / parts, rows = quotient(weights.rows, b.rows);
+  if (c >= b.n) return;
+  Fold<T> dw, db;
+  for (int64_t j = place - w * parts; j < rows; j += parts) {
+    const int64_t m = weights.member(w, j);
+    T g = b.dy_dtype != b.x_dtype ? row_of<T>(b.dy, m)[c] : static_cast<T>(widen(row_of<X>(b.dy, m)[c]));
+    T v = widen(row_of<X>(b.x, m)[c]);
+    if constexpr (sizeof(X) < 8) {
+      if (b.gate != Gate::none)
+        (b.gate == Gate::first ? v : g) *= activate(widen(row_of<X>(b.z, m)[c]), b.sigmoid);
+    }
+    T normalised = v * static_cast<const T*>(b.rstd)[m];
+    if (sizeof(X) < sizeof(T) && b.llama) normalised = widen(narrow<X>(normalised));
+    dw.add(g * normalised);
+    db.add(g);
+  }
+  const int64_t places = parts * weights.rows.inner;
+  T* out = static_cast<T*>(b.workspace) + place * partial_step(b) + c;
+  if (b.dw) {
+    *out = dw.total();
+    out += places * partial_step(b);
+  }
+  if (b.db) *out = db.total();
+}
+
+}  // namespace fused_rmsnorm::cuda

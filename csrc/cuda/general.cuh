@@ -1,0 +1,60 @@
+// What the kernels of general calls (forward_general.cuh, backward_general.cuh) share: columns of rows that
+// are aligned or are not, and a weight (and a bias) of several rows: which of them a row takes, and which
+// rows take one of them.
+//
+// Row m takes row (m / weight_share) % weight_rows. Seen from the weight, its row w has as many rows as any
+// other, which are counted j = 0, 1, ... : row m = (j / share * weight_rows + w) * share + j % share.
+#pragma once
+#include "access.cuh"
+#include "rows.h"
+
+namespace fused_rmsnorm::cuda {
+
+struct WeightRows {
+  Rows share, rows;  // inner: weight_share, weight_rows. The rest is for divisions by them.
+
+  __device__ __forceinline__ int64_t of(int64_t m) const {
+    const int64_t shared = quotient(share, m);
+    return shared - quotient(rows, shared) * rows.inner;
+  }
+  __device__ __forceinline__ int64_t member(int64_t w, int64_t j) const {
+    const int64_t turn = quotient(share, j);
+    return (turn * rows.inner + w) * share.inner + j - turn * share.inner;
+  }
+};
+
+template <class Call>
+WeightRows weight_rows_of(const Call& call) {
+  return {with_divisor({nullptr, call.weight_share}), with_divisor({nullptr, call.weight_rows})};
+}
+
+// Columns of a row of n: whole vectors where everything in the call is aligned, else element by element,
+// zeros beyond n. Such calls are rare enough for that, and it touches nothing but the columns.
+template <class E, int V>
+__device__ __forceinline__ Vec<E, V> load_columns(const E* row, int c, int n, bool aligned) {
+  if (aligned) return load_pieces<E, V>(row + c);
+  Vec<E, V> out;
+#pragma unroll
+  for (int j = 0; j < V; ++j) out.v[j] = c + j < n ? row[c + j] : E{};
+  return out;
+}
+// Widened, of a vector of X, or where it is `wide`, of the arithmetic type.
+template <class X, int V>
+__device__ __forceinline__ void load_columns(const void* row, bool wide, int c, int n, bool aligned,
+                                             Acc<X> (&out)[V]) {
+  using T = Acc<X>;
+  if constexpr (sizeof(X) != sizeof(T)) {
+    if (wide) return widen(load_columns<T, V>(static_cast<const T*>(row), c, n, aligned), out);
+  }
+  widen(load_columns<X, V>(static_cast<const X*>(row), c, n, aligned), out);
+}
+
+// Row w of a weight or bias of n columns, or nullptr.
+template <class X>
+__device__ __forceinline__ const void* weight_row(const void* weight, bool wide, int64_t w, int64_t n) {
+  if (!weight) return nullptr;
+  const int64_t size = wide ? sizeof(Acc<X>) : sizeof(X);
+  return static_cast<const unsigned char*>(weight) + w * n * size;
+}
+
+}  // namespace fused_rmsnorm::cuda
