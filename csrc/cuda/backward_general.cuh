@@ -201,7 +201,10 @@ __global__ void __launch_bounds__(kGeneralBlock<kThreads>, kResidentThreads / kG
       if (live && b.dx) {
         const T coefficient = coefficient_of(b, r, dot);
 #pragma unroll 1
-        for (int c = thread * V; c < n; c += kThreads * V) row.finish(c, r, coefficient);
+        for (int i = 0; i < kItems; ++i) {
+          const int c = (i * kThreads + thread) * V;
+          if (c < n) row.finish(c, r, coefficient);
+        }
       }
     }
     T* partials = static_cast<T*>(b.workspace) + int64_t{blockIdx.x} * partial_step(b);

@@ -47,12 +47,12 @@ def start(percent: int, *sections: str) -> Iterator[Parts]:
 
 @pytest.fixture(scope="module")
 def parts(kernels: Kernels) -> Iterator[Parts]:
-    yield from start(PERCENT, "each", "values", "bits", "in_place")
+    yield from start(PERCENT, "each", "general", "values", "bits", "in_place")
 
 
 @pytest.fixture(scope="module")
 def long_parts(kernels: Kernels) -> Iterator[Parts]:
-    yield from start(100, "values", "bits", "in_place")
+    yield from start(100, "general", "values", "bits", "in_place")
 
 
 def show(report: Report) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import expected
-from .cases import Case
+from .cases import GATES, Case
 from .counters import Counts
 from .isa import GLOBAL_BASE, Trap
 from .kernels import RAW, SIZE, Kernels, decode, encode
@@ -30,7 +30,7 @@ class Call:
         c = case
         self.extent = int(c.places().max()) + 1
         tensors = 8 * (self.extent * SIZE[c.x] + c.rows * c.n * 8)
-        vectors = 400 * c.n * 8  # with the partials of dw and db
+        vectors = 400 * c.weight_rows * c.n * 8  # with the partials of dw and db
         self.memory = Global(tensors + vectors + (1 << 20), options.races)
         self.acc = "f64" if c.x == "f64" else "f32"
         self.given: dict[str, Array] = {}
@@ -71,11 +71,14 @@ class Call:
 
     def _affine(self, name: str) -> int:
         c = self.case
-        return self._vector(name, c.w, self._numbers(name, 2, c.n), c.w_shift)
+        numbers = self._numbers(name, 2, c.weight_rows * c.n)
+        at = self._vector(name, c.w, numbers, c.w_shift)
+        self.given[name] = self.given[name].reshape(c.weight_rows, c.n)[c.weight_row]
+        return at
 
     def _output(self, name: str, dtype: str, shape: tuple[int, int], over: int = 0) -> int:
         """Its address; `over`: that of an input that is overwritten."""
-        size, shifted = SIZE[dtype], name in ("y", "sum", "dx")
+        size, shifted = SIZE[dtype], name in ("y", "sum", "dx", "dz")
         shift = self.case.out_shift * size if shifted else 0
         at = over or self.memory.new(shape[0] * shape[1] * size, name, shift, writable=True)
         self.outputs[name] = at, dtype, shape
@@ -96,12 +99,13 @@ class Call:
                 "residual": residual,
                 "weight": self._affine("weight") if c.weight else 0,
                 "bias": self._affine("bias") if c.bias else 0,
+                "z": self._rows("z", c.x, 6) if c.gate else none,
                 "y": self._output("y", c.y, rows, over_x),
                 "sum": self._output("sum", c.x, rows, over_residual) if c.residual else 0,
                 "rstd": self._output("rstd", self.acc, (c.rows, 1)) if c.rstd else 0,
             },
         )
-        plan = self.kernels.plan(c.n, c.x, None, self.arch)
+        plan = self.kernels.plan(c.n, c.x, None, self.arch, c.general)
         self._compare(expected.forward(c, plan, self.given))
 
     def backward(self) -> None:
@@ -115,29 +119,30 @@ class Call:
             "dy": dy,
             "x": x,
             "dsum": dsum,
+            "z": self._rows("z", c.x, 6) if c.gate else {"data": 0},
             "weight": self._affine("weight") if c.weight else 0,
+            "bias": self._affine("bias") if c.weight and c.bias and c.gate else 0,
             "rstd": rstd,
             "dx": self._output("dx", c.x, (c.rows, c.n), over) if c.dx else 0,
-            "dw": self._output("dw", c.w, (1, c.n)) if c.dw else 0,
-            "db": self._output("db", c.w, (1, c.n)) if c.db else 0,
+            "dz": self._output("dz", c.x, (c.rows, c.n)) if c.dx and c.gate else 0,
+            "dw": self._output("dw", c.w, (c.weight_rows, c.n)) if c.dw else 0,
+            "db": self._output("db", c.w, (c.weight_rows, c.n)) if c.db else 0,
         }
         struct = self.kernels.struct("Backward", self._common() | fields)
         size = self.kernels.host.workspace(struct, self.arch)
         if size:
             fields["workspace"] = self.memory.new(size, "workspace", writable=True)
         self._run("Backward", fields)
-        plan = self.kernels.plan(c.n, c.x, c.y, self.arch)
-        want = expected.backward(c, plan, self.given)
-        for name in ("dw", "db"):
-            if name in want:
-                value, bound = want[name]
-                want[name] = expected.Want(value[None], np.broadcast_to(bound, (1, c.n)))
-        self._compare(want)
+        plan = self.kernels.plan(c.n, c.x, c.y, self.arch, c.general)
+        self._compare(expected.backward(c, plan, self.given))
 
     def _common(self) -> dict[str, Any]:
         c = self.case
         same = {"rows": c.rows, "n": c.n, "k": c.columns, "weight_offset": c.offset}
-        return same | {"llama": c.llama, "x_dtype": c.x, "w_dtype": c.w}
+        same |= {"weight_rows": c.weight_rows, "weight_share": c.weight_share}
+        same |= {"weight_has_rows": c.weight_has_rows, "gate": GATES.index(c.gate)}
+        same |= {"sigmoid": c.sigmoid, "llama": c.llama}
+        return same | {"x_dtype": c.x, "w_dtype": c.w}
 
     def _run(self, kind: str, fields: dict[str, Any]) -> None:
         kernels, c, memory = self.kernels, self.case, self.memory

@@ -1,7 +1,7 @@
 """What the kernels are called with: every plan's edges, dtypes, options, layouts."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ TYPES = (
     ("bf16", "f32", "f32", True),
 )
 DIRECTIONS = ("forward", "backward")
+GATES = ("", "last", "first")  # as enum Gate
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,24 @@ class Case:
     dx: bool = True
     dw: bool = True
     db: bool = False
+    weight_rows: int = 1
+    weight_share: int = 1  # rows that follow each other under the same of them
+    weight_has_rows: bool = False
+    gate: str = ""
+    sigmoid: bool = False
     in_place: bool = False  # y over x and sum over residual; dx over dsum, or over dy without
     max_grid: int = 0  # 0: the plan's
     seed: int = 0
+
+    @property
+    def general(self) -> bool:
+        """Whether it takes the kernels of weights of several rows and of gates."""
+        return self.weight_has_rows or bool(self.gate)
+
+    @property
+    def weight_row(self) -> NDArray[np.int64]:
+        """The row of the weight that each row takes."""
+        return np.arange(self.rows) // self.weight_share % self.weight_rows
 
     @property
     def columns(self) -> int:
@@ -77,13 +93,13 @@ class Case:
         return " ".join([head, *more])
 
 
-def longest(kernels: Kernels, x: str, arch: int) -> list[int]:
+def longest(kernels: Kernels, x: str, arch: int, general: bool = False) -> list[int]:
     """The longest row of each plan of either direction, by asking; and one of the last plan."""
     found: list[int] = []
     n, most = 1, 1 << 18
 
     def kind(n: int) -> list[tuple[int, ...]]:
-        plans = (kernels.plan(n, x, dy, arch) for dy in (None, x))
+        plans = (kernels.plan(n, x, dy, arch, general) for dy in (None, x))
         return [(p["family"], p["shape"], p["threads"], p["cluster"]) for p in plans]
 
     while True:
@@ -100,9 +116,9 @@ def longest(kernels: Kernels, x: str, arch: int) -> list[int]:
         n = high
 
 
-def lengths(kernels: Kernels, x: str, arch: int) -> list[int]:
+def lengths(kernels: Kernels, x: str, arch: int, general: bool = False) -> list[int]:
     """N at the edges of every plan."""
-    v, ends = 16 // SIZE[x], longest(kernels, x, arch)
+    v, ends = 16 // SIZE[x], longest(kernels, x, arch, general)
     edges = (n + more for n in ends for more in (-v, -1, 0, 1))
     return sorted({1, 2, 3, v, v + 1, *(n for n in edges if n > 0)})
 
@@ -152,6 +168,26 @@ class Draw:
             db=self.chance(30),
             max_grid=1 + self.below(2) if self.chance(40) else 0,
             seed=self.below(1 << 30),
+        )
+
+    def general(self, types: tuple[str, str, str, bool], n: int) -> Case:
+        """A case under a weight of several rows, a gate, or both."""
+        case = self.case(types, n)
+        gates = GATES if case.x != "f64" else ("",)
+        gate = gates[self.below(len(gates))]
+        if types[2] != types[0] and gate == "last":  # its product has x's dtype
+            gate = "first"
+        rows = 1 + self.below(3) if not gate or self.chance(50) else 1
+        share = 1 + self.below(2) if rows > 1 else 1
+        return replace(
+            case,
+            gate=gate,
+            sigmoid=self.chance(40),
+            weight_rows=rows,
+            weight_share=share,
+            weight_has_rows=rows > 1 or not gate,
+            rows=rows * share * (1 + self.below(2 if n > 3000 else 4)),
+            residual=case.residual and not gate,
         )
 
     def options(self, races: bool) -> Options:

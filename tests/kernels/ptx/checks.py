@@ -2,6 +2,7 @@
 architecture.
 
 each     every kernel that a launch plan can choose: against float64, and the emulator's bits
+general  the same of weights of several rows and of gates, and N at their plans' edges
 values   N at every plan's edges and random options: against float64, and the emulator's bits
 bits     a row's results do not depend on alignment, its place, the grid or the schedule
 in_place outputs over inputs
@@ -80,6 +81,21 @@ class Part:
                 for direction in DIRECTIONS:
                     self.attempt(case, direction, races=n < LONG)
 
+    def general(self) -> None:
+        v = self.vector
+        ends = {-(-n // v) * v for n in longest(self.kernels, self.x, self.arch, True)}
+        edges = lengths(self.kernels, self.x, self.arch, True)
+        for types, n in itertools.product(types_of(self.x), sorted(ends | set(edges))):
+            for aligned in (True, False):
+                if not self.draw.chance(100 if aligned and n in ends else self.percent):
+                    continue
+                case = self.draw.general(types, n)
+                if aligned and n in ends:  # by whole vectors
+                    case = replace(case, head_gap=0, gap=0, x_shift=0, w_shift=0, out_shift=0)
+                for direction in DIRECTIONS:
+                    bias = case.weight and case.db and (direction == "forward" or bool(case.gate))
+                    self.attempt(replace(case, bias=bias), direction, races=n < LONG)
+
     def values(self) -> None:
         for types, n in itertools.product(types_of(self.x), self.lengths):
             for _ in range(1 if n > 3000 else 2):
@@ -147,14 +163,15 @@ class Part:
 def chosen(kernels: Kernels, x: str, arch: int) -> set[str]:
     """Every kernel that a call may launch on this architecture, by asking the launch code."""
     found, flags, wide = set(), (False, True), 16 // SIZE[x]
-    for types, n in itertools.product(types_of(x), longest(kernels, x, arch)):
+    ends = [(n, general) for general in flags for n in longest(kernels, x, arch, general)]
+    for types, (n, general) in itertools.product(types_of(x), ends):
         for aligned, second in itertools.product(flags, flags):
             n_ = -(-n // wide) * wide
             at = GLOBAL_BASE + (0 if aligned else SIZE[x])
             rows = {"data": at, "outer_stride": n_}
             more = rows if second else {"data": 0}
             common = {"rows": 3, "n": n_, "k": n_, "llama": types[3], "x": rows, "weight": at}
-            common |= {"x_dtype": x, "w_dtype": types[1]}
+            common |= {"x_dtype": x, "w_dtype": types[1], "weight_has_rows": general}
             forward = common | {"y_dtype": types[2], "y": at, "residual": more}
             forward |= {"sum": at if second else 0}
             backward = common | {"dy_dtype": types[2], "dy": rows, "dsum": more, "dx": at}

@@ -56,52 +56,101 @@ def stored(value: Array, error: Array, dtype: str) -> Want:
     return Want(value, error + half_spacing(np.abs(value) + error, dtype))
 
 
+_ACTIVATION = 7  # roundings of an activation and of the product with it
+
+
+def activation(case: Case, z: Array) -> tuple[Array, Array, Array]:
+    """act(z), its slope, and the sum of the magnitudes of the slope's terms."""
+    s, c = 1 / (1 + np.exp(-z)), 1 / (1 + np.exp(z))
+    if case.sigmoid:
+        return s, s * c, s * c
+    return z * s, s + z * s * c, s + np.abs(z) * s * c
+
+
+def between(value: Array, error: Array, dtype: str) -> tuple[Array, Array]:
+    """What is off by up to `error`, rounded: near a tie that may go either way."""
+    low, high = (rounded(single(value + s * error), dtype) for s in (-1, 1))
+    value = rounded(single(value), dtype)
+    return value, np.maximum(high - value, value - low)
+
+
+def affine(case: Case, v: Array, v_error: Array, given: Mapping[str, Array]) -> tuple[Array, Array]:
+    """The weight and bias of a norm before them."""
+    c, u = case, unit(case)
+    if c.llama:
+        v, v_error = between(v, v_error, c.x)
+    scale = given["weight"] + c.offset if "weight" in given else np.ones(c.n)
+    bias = given["bias"] if "bias" in given else np.zeros(c.n)
+    y = v * scale + bias
+    error = v_error * np.abs(scale) + 3 * u * (np.abs(v * scale) + np.abs(bias))
+    error = error + 2 * u * np.abs(v * c.offset)
+    if c.gate == "last" and c.llama and c.w == c.x:
+        y, error = between(y, error, c.x)
+    return y, error
+
+
 def forward(case: Case, plan: Mapping[str, int], given: Mapping[str, Array]) -> dict[str, Want]:
-    """given: x, and if there are any residual, weight, bias; as float64."""
+    """given: x, and if there are any residual, z, weight, bias; as float64, the latter two for each
+    row."""
     c, u, want = case, unit(case), {}
-    h = given["x"]
+    h, h_error = given["x"], 0.0
+    act = activation(c, given["z"])[0] if c.gate else np.ones(1)
     if c.residual:
         total = h + given["residual"]
         h = rounded(total if c.x == "f64" else single(total), c.x)
         want["sum"] = Want(h, 0.0)
+    if c.gate == "first":
+        h, h_error = h * act, _ACTIVATION * u
     r = 1 / np.sqrt((h[:, : c.columns] ** 2).sum(1, keepdims=True) / c.columns + 1e-6)
-    r_error = depth(c, plan) * u / 2 + 4 * u
+    r_error = depth(c, plan) * u / 2 + 4 * u + h_error
     if c.rstd:
         want["rstd"] = Want(r, r * r_error)
-    v, v_error = h * r, np.abs(h * r) * (r_error + u)
-    if c.llama:
-        low, high = (rounded(single(v + s * v_error), c.x) for s in (-1, 1))
-        v = rounded(single(v), c.x)
-        v_error = np.maximum(high - v, v - low)
-    scale = given["weight"] + c.offset if c.weight else np.ones(c.n)
-    bias = given["bias"] if c.bias else np.zeros(c.n)
-    y = v * scale + bias
-    error = v_error * np.abs(scale) + 3 * u * (np.abs(v * scale) + np.abs(bias))
-    want["y"] = stored(y, error + 2 * u * np.abs(v * c.offset), c.y)
+    y, error = affine(c, h * r, np.abs(h * r) * (r_error + h_error + u), given)
+    if c.gate == "last":
+        y, error = y * act, error * np.abs(act) + _ACTIVATION * u * np.abs(y * act)
+    want["y"] = stored(y, error, c.y)
     return want
 
 
 def backward(case: Case, plan: Mapping[str, int], given: Mapping[str, Array]) -> dict[str, Want]:
-    """given: x, dy, rstd, and if there are any dsum, weight; as float64."""
+    """given: x, dy, rstd, and if there are any dsum, z, weight, bias; as float64, the latter two
+    for each row."""
     c, u, want = case, unit(case), {}
     x, dy, r = given["x"], given["dy"], given["rstd"][:, None]
     scale = given["weight"] + c.offset if c.weight else np.ones(c.n)
     size = np.abs(given["weight"]) + abs(c.offset) if c.weight else np.ones(c.n)
+    act, slope, slope_size = activation(c, given["z"]) if c.gate else (np.ones(1),) * 3
+    gate_error = _ACTIVATION * u if c.gate else 0.0  # relative, of what the gate multiplies
+    v = x * act if c.gate == "first" else x  # what is normalised, under the gradient g
+    g = dy * act if c.gate == "last" else dy
     if c.dx:
         extra = given["dsum"] if c.residual else np.zeros(1)
-        g, inside = dy * scale, np.arange(c.n) < c.columns
-        dot = (g * x).sum(1, keepdims=True)
-        dot_error = (np.abs(dy * x) * size).sum(1, keepdims=True) * (depth(c, plan) + 4) * u
-        pull = np.where(inside, x * r * r * dot / c.columns, 0)
-        error = r * np.where(inside, np.abs(x) * r * r * dot_error / c.columns, 0)
-        error += 7 * u * r * (np.abs(pull) + np.abs(dy) * size) + 2 * u * np.abs(extra)
-        want["dx"] = stored(r * (g - pull) + extra, error, c.x)
-    xr, slack = x * r, np.zeros(1)
+        inside = np.arange(c.n) < c.columns
+        dot = (g * scale * v).sum(1, keepdims=True)
+        dot_error = (np.abs(g * v) * size).sum(1, keepdims=True)
+        dot_error = dot_error * ((depth(c, plan) + 4) * u + gate_error)
+        pull = np.where(inside, v * r * r * dot / c.columns, 0)
+        error = r * np.where(inside, np.abs(v) * r * r * dot_error / c.columns, 0)
+        error += (7 * u + gate_error) * r * (np.abs(pull) + np.abs(g) * size)
+        error += 2 * u * np.abs(extra)
+        dx = r * (g * scale - pull) + extra
+        slope_error = (_ACTIVATION + 2) * u * slope_size
+        if c.gate == "last":
+            norm, off = affine(c, x * r, np.abs(x * r) * u, given)
+            off = np.abs(dy) * (off * np.abs(slope) + np.abs(norm) * (slope_error + 3 * u))
+            want["dz"] = stored(dy * norm * slope, off, c.x)
+        if c.gate == "first":
+            off = np.abs(x) * (error * np.abs(slope) + np.abs(dx) * (slope_error + 3 * u))
+            want["dz"] = stored(dx * x * slope, off, c.x)
+            dx, error = dx * act, error * np.abs(act) + _ACTIVATION * u * np.abs(dx * act)
+        want["dx"] = stored(dx, error, c.x)
+    xr, slack = v * r, np.zeros(1)
     if c.llama:
-        low, high = (rounded(single(xr * (1 + s * u)), c.x) for s in (-1, 1))
-        xr, slack = rounded(single(xr), c.x), np.abs(dy * (high - low)).sum(0)
-    for name, on, terms, more in (("dw", c.dw, dy * xr, slack), ("db", c.db, dy, np.zeros(1))):
+        xr, off = between(xr, np.abs(xr) * (u + gate_error), c.x)
+        slack = np.abs(g * off)
+    for name, on, terms, more in (("dw", c.dw, g * xr, slack), ("db", c.db, g, np.zeros(1))):
         if on:
-            error = (c.rows + 4) * u * np.abs(terms).sum(0) + more
-            want[name] = stored(terms.sum(0), error, c.w)
+            by_row = np.arange(c.weight_rows)[:, None] == c.weight_row  # of the weight
+            error = (c.rows + 4) * u * np.abs(terms) + gate_error * np.abs(terms) + more
+            want[name] = stored(by_row @ terms, by_row @ error, c.w)
     return want

@@ -88,10 +88,12 @@ class Kernels:
             self.programs[key] = Program(module.entry(names[kernel]))
         return self.programs[key]
 
-    def plan(self, n: int, x: str, dy: str | None, arch: int) -> dict[str, int]:
+    def plan(
+        self, n: int, x: str, dy: str | None, arch: int, general: bool = False
+    ) -> dict[str, int]:
         """The forward's without dy; see csrc/cuda/plan.h."""
         codes = DTYPES.index(x), DTYPES.index(dy) if dy else -1
-        numbers = self.host.plan(ctypes.c_int64(n), *codes, arch).split()
+        numbers = self.host.plan(ctypes.c_int64(n), *codes, arch, general).split()
         return dict(zip(PLAN, map(int, numbers), strict=True))
 
     def struct(self, kind: str, fields: Mapping[str, Any], moved: int = 0) -> bytes:

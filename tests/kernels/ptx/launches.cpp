@@ -105,11 +105,15 @@ const char* layout() {
   FIELD(Forward, weight_offset), FIELD(Forward, llama), FIELD(Forward, x_dtype), FIELD(Forward, w_dtype);
   FIELD(Forward, y_dtype), FIELD(Forward, x), FIELD(Forward, residual), FIELD(Forward, weight);
   FIELD(Forward, bias), FIELD(Forward, y), FIELD(Forward, sum), FIELD(Forward, rstd);
+  FIELD(Forward, weight_rows), FIELD(Forward, weight_share), FIELD(Forward, weight_has_rows);
+  FIELD(Forward, gate), FIELD(Forward, sigmoid), FIELD(Forward, z);
   FIELD(Backward, rows), FIELD(Backward, n), FIELD(Backward, k), FIELD(Backward, weight_offset);
   FIELD(Backward, llama), FIELD(Backward, x_dtype), FIELD(Backward, w_dtype), FIELD(Backward, dy_dtype);
   FIELD(Backward, dy), FIELD(Backward, x), FIELD(Backward, dsum), FIELD(Backward, weight);
   FIELD(Backward, rstd), FIELD(Backward, dx), FIELD(Backward, dw), FIELD(Backward, db);
-  FIELD(Backward, workspace);
+  FIELD(Backward, workspace), FIELD(Backward, weight_rows), FIELD(Backward, weight_share);
+  FIELD(Backward, weight_has_rows), FIELD(Backward, gate), FIELD(Backward, sigmoid), FIELD(Backward, z);
+  FIELD(Backward, bias), FIELD(Backward, dz);
 #undef FIELD
   return noted.c_str();
 }
@@ -121,11 +125,11 @@ const char* fresh_backward() { return bytes_of(Backward{}); }
 // A line per launch: kernel|blocks|threads|shared bytes|cluster|arguments in hexadecimal. Or an error.
 const char* launches_forward(const Forward* f, int arch, int64_t max_grid, int on_emulator) {
   simt::arch = arch;
-  return launches(*f, cuda::forward_plan(f->n, f->x_dtype, arch), max_grid, on_emulator);
+  return launches(*f, cuda::plan_of(*f, arch), max_grid, on_emulator);
 }
 const char* launches_backward(const Backward* b, int arch, int64_t max_grid, int on_emulator) {
   simt::arch = arch;
-  return launches(*b, cuda::backward_plan(b->n, b->x_dtype, b->dy_dtype, arch), max_grid, on_emulator);
+  return launches(*b, cuda::plan_of(*b, arch), max_grid, on_emulator);
 }
 
 int64_t workspace(const Backward* b, int arch) {
@@ -134,9 +138,13 @@ int64_t workspace(const Backward* b, int arch) {
 }
 
 // family, shape, vector, threads, cluster, rows per block and largest grid of the plan; dy < 0: forward.
-const char* plan(int64_t n, int x, int dy, int arch) {
-  const cuda::Plan p = dy < 0 ? cuda::forward_plan(n, static_cast<Dtype>(x), arch)
-                              : cuda::backward_plan(n, static_cast<Dtype>(x), static_cast<Dtype>(dy), arch);
+// general: under a weight that may have several rows.
+const char* plan(int64_t n, int x, int dy, int arch, int general) {
+  Forward f;
+  f.n = n, f.x_dtype = static_cast<Dtype>(x), f.weight_has_rows = general;
+  Backward b;
+  b.n = n, b.x_dtype = f.x_dtype, b.dy_dtype = static_cast<Dtype>(dy), b.weight_has_rows = general;
+  const cuda::Plan p = dy < 0 ? cuda::plan_of(f, arch) : cuda::plan_of(b, arch);
   noted.clear();
   for (const int64_t v : {int64_t(p.family), int64_t{p.shape}, int64_t{p.vector}, int64_t{p.threads},
                           int64_t{p.cluster}, int64_t{p.rows_per_block}, p.max_grid})
