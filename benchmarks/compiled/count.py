@@ -23,7 +23,7 @@ __all__ = ["Together", "compile_together", "count", "launched", "machine"]
 
 Together = dict[tuple[str, int], list[str]]  # unit and architecture: kernels
 
-_STREAMS = ("x", "residual", "dy", "dsum")
+_STREAMS = ("x", "residual", "z", "dy", "dsum")
 _USED = re.compile(r"Used (\d+) registers")
 
 
@@ -31,7 +31,7 @@ def _rows(kernels: Kernels, counted: Counted, arch: int) -> tuple[int, int, int]
     """(fewer, more, largest grid): whole turns of the kernel's loop, its first and last left
     out."""
     c, backward = counted.case, counted.direction == "backward"
-    plan = kernels.plan(c.n, c.x, c.y if backward else None, arch)
+    plan = kernels.plan(c.n, c.x, c.y if backward else None, arch, c.general)
     side = plan["rows_per_block"]
     if plan["cluster"] > 1 or c.n > 100000:
         return (side * 2, side * 3, 1) if backward else (side, side * 2, 0)
@@ -87,9 +87,10 @@ def _run(
 def bytes_of_row(c: Case, direction: str) -> tuple[int, int]:
     """(read, written), the least that a row needs: rstd and the weight's share left out."""
     x, y = c.n * SIZE[c.x], c.n * SIZE[c.y]
+    second = x if c.residual or c.gate else 0
     if direction == "forward":
-        return x * (2 if c.residual else 1), y + (x if c.residual else 0)
-    return x + y + (x if c.residual else 0), x if c.dx else 0
+        return x + second, y + (x if c.residual else 0)
+    return x + y + second, (2 * x if c.gate else x) if c.dx else 0
 
 
 def count(kernels: Kernels, counted: Counted, arch: int) -> dict[str, Any]:

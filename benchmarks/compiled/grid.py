@@ -1,6 +1,7 @@
 """The kernels that are counted: those of the benchmark's grid (benchmarks/norms/cases.py), one row
 shape each, since what a row costs does not depend on how many there are."""
 
+import itertools
 from dataclasses import dataclass, replace
 
 from ptx.cases import Case
@@ -51,6 +52,16 @@ def _grid() -> list[Counted]:
             add(direction, "", replace(_BF16, n=n))
         for n in (64, 128, 256, 512):
             add(direction, "heads of a packed QKV", replace(_BF16, n=n, inner=8, gap=16 * n))
+    # A gate after the norm of heads (Qwen3-Next), before that of groups (Mamba 2), and without one a
+    # weight per head, or a scale and shift per sample (AdaLN).
+    for direction in ("forward", "backward"):
+        for n, gate in itertools.product((128, 512, 4096), ("last", "first")):
+            add(direction, f"gate {gate}", replace(_BF16, n=n, gate=gate))
+        add(direction, "gate first", Case(n=4096, gate="first"))
+        add(direction, "weight per head", replace(_BF16, n=128, weight_has_rows=True))
+        db = direction == "backward"
+        per_sample = replace(_BF16, n=1152, weight_has_rows=True, bias=not db, db=db, offset=1.0)
+        add(direction, "weight and bias per sample", per_sample)
     add("forward", "bias", replace(_BF16, n=4096, bias=True))
     for n in (4096, 16384):
         add("backward", "db", replace(_BF16, n=n, db=True))

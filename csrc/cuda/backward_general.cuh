@@ -4,7 +4,8 @@
 //
 // Each row of the weight has blocks of its own, which take its rows in turn and sum its dw and db in
 // registers: a partial for each block, added in order by finalize.cuh. A row is read twice, the second time
-// from the caches: the sums leave no registers to keep it in.
+// from the caches: the sums leave no registers to keep it in. What a gate's exponential gives is kept in
+// shared memory: it costs more instructions than the rest of a reading.
 #pragma once
 #include "backward_rows.cuh"
 #include "fold.cuh"
@@ -13,36 +14,79 @@
 
 namespace fused_rmsnorm::cuda {
 
+// Where a thread of a block keeps act(z) and act'(z) of its columns between its two readings of a row: in
+// slots of 16 bytes, beside its neighbours' slots.
+template <int V, int kBlock>
+class Stash {
+ public:
+  enum Which { value, slope };
+
+  __device__ explicit Stash(unsigned char* memory) : slots_(reinterpret_cast<uint4*>(memory) + threadIdx.x) {}
+
+  __device__ __forceinline__ void put(int item, Which which, int piece, Vec<float, 4>& numbers) const {
+    slot(item, which, piece) = numbers.piece(0);
+  }
+  __device__ __forceinline__ Vec<float, V> get(int item, Which which) const {
+    Vec<float, V> numbers;
+#pragma unroll
+    for (int i = 0; i < V / 4; ++i) numbers.piece(i) = slot(item, which, i);
+    return numbers;
+  }
+
+ private:
+  __device__ __forceinline__ uint4& slot(int item, Which which, int piece) const {
+    return slots_[((item * 2 + which) * (V / 4) + piece) * kBlock];
+  }
+  uint4* slots_;
+};
+
 // One row of such a call. aligned: everything in the call is.
 template <class X>
 class GeneralBackward {
  public:
   using T = Acc<X>;
   static constexpr int V = 16 / sizeof(X);
-  // Of a vector of columns: what is normalised, under its gradient.
+  static constexpr bool kMayBeGated = sizeof(X) < 8;
+  // Of a vector of columns: what is normalised, and the gradient of its norm.
   struct Columns {
     Vec<T, V> v;
     T g[V];
+    Vec<X, V> z;  // where it is asked for
   };
 
   // w: the row of the weight.
   __device__ GeneralBackward(const Backward& b, int64_t m, int64_t w, bool aligned)
       : b_(b), m_(m), w_(w), aligned_(aligned) {}
 
-  __device__ __forceinline__ Columns load(int c) const {
-    Columns in = load_ungated(c);
-    if constexpr (sizeof(X) < 8) {
-      if (b_.gate != Gate::none) {
-        const auto z = load_row(b_.z, c);
-        const bool first = b_.gate == Gate::first;
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const T act = activate(widen(z.v[j]), b_.sigmoid);
-          first ? in.v.v[j] *= act : in.g[j] *= act;
-        }
-      }
-    }
+  __device__ __forceinline__ bool gated() const { return b_.gate != Gate::none; }
+  // All loads are issued before the first is waited for.
+  __device__ __forceinline__ Columns load(int c, bool with_z) const {
+    const bool wide = b_.dy_dtype != b_.x_dtype;
+    const void* const dy = wide ? static_cast<const void*>(row_of<T>(b_.dy, m_)) : row_of<X>(b_.dy, m_);
+    Columns in;
+    const auto x = load_row(b_.x, c);
+    if (with_z) in.z = load_row(b_.z, c);
+    load_columns<X>(dy, wide, c, n(), aligned_, in.g);
+    widen(x, in.v.v);
     return in;
+  }
+  // Multiplies what is normalised, or its gradient, by act(z). keep(piece, values, slopes) gets what was
+  // computed for that, four numbers at a time.
+  template <class Keep>
+  __device__ __forceinline__ void take_gate(Columns& in, Keep keep) const {
+    const bool first = b_.gate == Gate::first;
+#pragma unroll
+    for (int piece = 0; piece < V / 4; ++piece) {
+      Vec<float, 4> value, slope;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int q = 4 * piece + j;
+        const Activation act = activate_with_slope(widen(in.z.v[q]), b_.sigmoid);
+        value.v[j] = act.value, slope.v[j] = act.slope;
+        first ? in.v.v[q] *= act.value : in.g[q] *= act.value;
+      }
+      keep(piece, value, slope);
+    }
   }
   __device__ __forceinline__ T dot(const Columns& in, int c, T sum) const {
     T scale[V];
@@ -50,13 +94,9 @@ class GeneralBackward {
     return dot_of(in.v.v, in.g, scale, sum);
   }
 
-  // Stores dx and dz of a vector of columns.
+  // Stores dx of a vector of columns without a gate.
   __device__ __forceinline__ void finish(int c, T r, T coefficient) const {
-    Columns in = load_ungated(c);
-    if constexpr (sizeof(X) < 8) {
-      if (b_.gate == Gate::last) return finish_last(in, c, r, coefficient);
-      if (b_.gate == Gate::first) return finish_first(in, c, r, coefficient);
-    }
+    Columns in = load(c, false);
     make_dx(in, c, r, coefficient);
     if (b_.dsum.data) {
       const auto extra = load_row(b_.dsum, c);
@@ -65,40 +105,44 @@ class GeneralBackward {
     }
     store(b_.dx, c, in.g);
   }
-
- private:
-  __device__ __forceinline__ void finish_last(Columns& in, int c, T r, T coefficient) const {
-    const auto z = load_row(b_.z, c);
+  // Stores dx and dz under one; value() and slope() return act(z) and act'(z), each time they are needed.
+  template <class Value, class Slope>
+  __device__ __forceinline__ void finish(int c, T r, T coefficient, Value value, Slope slope) const {
+    Columns in = load(c, false);
     T dz[V];
-    norm_of(in.v, c, r, dz);
+    if (b_.gate == Gate::last) {
+      norm_of(in.v, c, r, dz);
+      multiply(dz, in.g), multiply(dz, slope().v);
+      store(b_.dz, c, dz);
+      multiply(in.g, value().v);
+      make_dx(in, c, r, coefficient);
+    } else {
 #pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const Activation act = activate_with_slope(widen(z.v[j]), b_.sigmoid);
-      dz[j] = in.g[j] * dz[j] * act.slope;
-      in.g[j] *= act.value;
+      for (int j = 0; j < V; ++j) dz[j] = in.v.v[j];
+      multiply(in.v.v, value().v);
+      make_dx(in, c, r, coefficient);
+      multiply(dz, in.g), multiply(dz, slope().v);
+      store(b_.dz, c, dz);
+      multiply(in.g, value().v);
     }
-    store(b_.dz, c, dz);
-    make_dx(in, c, r, coefficient);
     store(b_.dx, c, in.g);
   }
-  __device__ __forceinline__ void finish_first(Columns& in, int c, T r, T coefficient) const {
+  // The same, where they have not been kept.
+  __device__ __forceinline__ void finish_afresh(int c, T r, T coefficient) const {
     const auto z = load_row(b_.z, c);
-    T dz[V], value[V];
+    Vec<T, V> value, slope;
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const Activation act = activate_with_slope(widen(z.v[j]), b_.sigmoid);
-      dz[j] = in.v.v[j], value[j] = act.value;
-      in.v.v[j] *= act.value;
-      dz[j] *= act.slope;
+      value.v[j] = act.value, slope.v[j] = act.slope;
     }
-    make_dx(in, c, r, coefficient);
+    finish(c, r, coefficient, [&] { return value; }, [&] { return slope; });
+  }
+
+ private:
+  static __device__ __forceinline__ void multiply(T (&a)[V], const T (&b)[V]) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) {
-      dz[j] *= in.g[j];
-      in.g[j] *= value[j];
-    }
-    store(b_.dz, c, dz);
-    store(b_.dx, c, in.g);
+    for (int j = 0; j < V; ++j) a[j] *= b[j];
   }
   // The gradient of what is normalised, in the place of that of its norm.
   __device__ __forceinline__ void make_dx(Columns& in, int c, T r, T coefficient) const {
@@ -133,14 +177,6 @@ class GeneralBackward {
   __device__ __forceinline__ Vec<X, V> load_row(const Rows& rows, int c) const {
     return load_columns<X, V>(row_of<X>(rows, m_), c, n(), aligned_);
   }
-  __device__ __forceinline__ Columns load_ungated(int c) const {
-    const bool wide = b_.dy_dtype != b_.x_dtype;
-    const void* const dy = wide ? static_cast<const void*>(row_of<T>(b_.dy, m_)) : row_of<X>(b_.dy, m_);
-    Columns in;
-    load_columns<X>(dy, wide, c, n(), aligned_, in.g);
-    widen(load_row(b_.x, c), in.v.v);
-    return in;
-  }
   __device__ __forceinline__ void load_weight(const void* weight, int c, T (&out)[V]) const {
     load_columns<X>(weight_row<X>(weight, wide(), w_, b_.n), wide(), c, n(), aligned_, out);
   }
@@ -169,6 +205,9 @@ __global__ void __launch_bounds__(kGeneralBlock<kThreads>, kResidentThreads / kG
   const int64_t part = blockIdx.x - w * parts, step = int64_t{parts} * kRows;
   const int64_t rows = quotient(weights.rows, b.rows);  // of this row of the weight
   RowSum<T, kThreads, false> row_sum(1);
+  unsigned char* const memory = shared_memory() + kScratchBytes;
+  using Kept = Stash<V, kRows * kThreads>;
+  [[maybe_unused]] const Kept stash(memory);
 
   // dw and db of so many rows are summed in registers before they are put away.
   for (int64_t from = part * kRows; from < rows; from += step * kSpan) {
@@ -187,7 +226,14 @@ __global__ void __launch_bounds__(kGeneralBlock<kThreads>, kResidentThreads / kG
         for (int i = 0; i < kItems; ++i) {
           const int c = (i * kThreads + thread) * V;
           if (c < n) {
-            const auto in = row.load(c);
+            auto in = row.load(c, row.gated());
+            if constexpr (Row::kMayBeGated) {
+              if (row.gated()) {
+                row.take_gate(in, [&](int piece, auto& value, auto& slope) {
+                  stash.put(i, Kept::value, piece, value), stash.put(i, Kept::slope, piece, slope);
+                });
+              }
+            }
             dot = row.dot(in, c, dot);
             if (b.dw) add_to_dw<X>(b, in.v.v, in.g, r, dw[i]);
             if (b.db) {
@@ -203,18 +249,27 @@ __global__ void __launch_bounds__(kGeneralBlock<kThreads>, kResidentThreads / kG
 #pragma unroll 1
         for (int i = 0; i < kItems; ++i) {
           const int c = (i * kThreads + thread) * V;
-          if (c < n) row.finish(c, r, coefficient);
+          if (c >= n) continue;
+          if constexpr (Row::kMayBeGated) {
+            if (row.gated()) {
+              const auto value = [&] { return stash.get(i, Kept::value); };
+              row.finish(c, r, coefficient, value, [&] { return stash.get(i, Kept::slope); });
+              continue;
+            }
+          }
+          row.finish(c, r, coefficient);
         }
       }
     }
     T* partials = static_cast<T*>(b.workspace) + int64_t{blockIdx.x} * partial_step(b);
-    T* const buffer = reinterpret_cast<T*>(shared_memory() + kScratchBytes);
+    T* const buffer = reinterpret_cast<T*>(memory);
     const bool more = from != part * kRows;
     if (b.dw) {
       put_partial<kThreads>(dw, partials, more, buffer, n, kThreads, thread);
       partials += int64_t{gridDim.x} * partial_step(b);
     }
     if (b.db) put_partial<kThreads>(db, partials, more, buffer, n, kThreads, thread);
+    if (kThreads < 128 && last < rows) __syncthreads();  // the buffer becomes the stash again
   }
 }
 
@@ -233,11 +288,23 @@ __global__ void __launch_bounds__(kGeneralLongThreads, 1)
     Fold<T> dot;
 #pragma unroll 1
     for (int c = threadIdx.x * V; c < n; c += kGeneralLongThreads * V) {
-      dot.add(row.dot(row.load(c), c, T(0)));
+      auto in = row.load(c, row.gated());
+      if constexpr (Row::kMayBeGated) {
+        if (row.gated()) row.take_gate(in, [](int, auto&, auto&) {});
+      }
+      dot.add(row.dot(in, c, T(0)));
     }
     const T coefficient = coefficient_of(b, r, row_sum(dot.total()));
 #pragma unroll 1
-    for (int c = threadIdx.x * V; c < n; c += kGeneralLongThreads * V) row.finish(c, r, coefficient);
+    for (int c = threadIdx.x * V; c < n; c += kGeneralLongThreads * V) {
+      if constexpr (Row::kMayBeGated) {
+        if (row.gated()) {
+          row.finish_afresh(c, r, coefficient);
+          continue;
+        }
+      }
+      row.finish(c, r, coefficient);
+    }
   }
 }
 

@@ -19,40 +19,46 @@ class GeneralForward {
   __device__ GeneralForward(const Forward& f, int64_t m, const WeightRows& weights, bool aligned)
       : f_(f), m_(m), x_(row_of<X>(f.x, m)), w_(weights.of(m)), aligned_(aligned) {}
 
-  // What is normalised: x; the sum with a residual, which is stored; or x under a gate.
-  __device__ __forceinline__ Vec<T, V> load(int c) const {
-    auto x = load_columns<X, V>(x_, c, n(), aligned_);
-    Vec<T, V> v;
-    if (f_.residual.data) {
-      add(x, load_columns<X, V>(row_of<X>(f_.residual, m_), c, n(), aligned_));
-      store_within(static_cast<X*>(f_.sum) + m_ * f_.n, c, 0, n(), x, aligned_);
+  struct Columns {
+    Vec<X, V> x, other;  // other: of the residual or the gate
+  };
+  __device__ __forceinline__ Columns load(int c) const {
+    Columns in{load_columns<X, V>(x_, c, n(), aligned_), {}};
+    if (f_.residual.data || f_.z.data) {
+      const X* const other = row_of<X>(f_.residual.data ? f_.residual : f_.z, m_);
+      in.other = load_columns<X, V>(other, c, n(), aligned_);
     }
-    widen(x, v.v);
-    if constexpr (sizeof(X) < 8) {
-      if (f_.gate == Gate::first) multiply_by_gate(c, v.v);
-    }
-    return v;
+    return in;
   }
-  // The same once more. The sum has been stored then, and x and the residual may be gone.
-  __device__ __forceinline__ Vec<T, V> load_again(int c) const {
+  // A second reading, when the sum has been stored, and x and the residual may be gone.
+  __device__ __forceinline__ Columns load_again(int c) const {
     if (!f_.residual.data) return load(c);
+    return {load_columns<X, V>(static_cast<const X*>(f_.sum) + m_ * f_.n, c, n(), aligned_), {}};
+  }
+  // Puts the sum with the residual, where there is one, in x's place, and stores it.
+  __device__ __forceinline__ void take_residual(Columns& in, int c) const {
+    if (!f_.residual.data) return;
+    add(in.x, in.other);
+    store_within(static_cast<X*>(f_.sum) + m_ * f_.n, c, 0, n(), in.x, aligned_);
+  }
+  // What is normalised.
+  __device__ __forceinline__ Vec<T, V> value(const Columns& in) const {
     Vec<T, V> v;
-    widen(load_columns<X, V>(static_cast<const X*>(f_.sum) + m_ * f_.n, c, n(), aligned_), v.v);
+    widen(in.x, v.v);
+    if (f_.gate == Gate::first) multiply_by_gate(in, v.v);
     return v;
   }
   // Stores y.
-  __device__ __forceinline__ void finish(Vec<T, V>& v, int c, T r) const {
+  __device__ __forceinline__ void finish(Vec<T, V>& v, const Columns& in, int c, T r) const {
     normalise_in<X>(
         f_, v.v, r,
         [&](T(&scale)[V]) {
           load_scale(f_.weight, f_.weight_offset, scale, [&](T(&w)[V]) { load_weight(f_.weight, c, w); });
         },
         [&](T(&bias)[V]) { load_weight(f_.bias, c, bias); });
-    if constexpr (sizeof(X) < 8) {
-      if (f_.gate == Gate::last) {
-        if (sizeof(X) < sizeof(T) && f_.llama && !wide()) widen(narrowed<X>(v.v), v.v);
-        multiply_by_gate(c, v.v);
-      }
+    if (f_.gate == Gate::last) {
+      if (sizeof(X) < sizeof(T) && f_.llama && !wide()) widen(narrowed<X>(v.v), v.v);
+      multiply_by_gate(in, v.v);
     }
     if constexpr (sizeof(X) == 2) {
       if (f_.y_dtype != f_.x_dtype) return store<T>(v, c);
@@ -66,10 +72,11 @@ class GeneralForward {
   __device__ __forceinline__ void load_weight(const void* weight, int c, T (&out)[V]) const {
     load_columns<X>(weight_row<X>(weight, wide(), w_, f_.n), wide(), c, n(), aligned_, out);
   }
-  __device__ __forceinline__ void multiply_by_gate(int c, T (&v)[V]) const {
-    const auto z = load_columns<X, V>(row_of<X>(f_.z, m_), c, n(), aligned_);
+  __device__ __forceinline__ void multiply_by_gate(const Columns& in, T (&v)[V]) const {
+    if constexpr (sizeof(X) < 8) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) v[j] *= activate(widen(z.v[j]), f_.sigmoid);
+      for (int j = 0; j < V; ++j) v[j] *= activate(widen(in.other.v[j]), f_.sigmoid);
+    }
   }
   template <class Y>
   __device__ __forceinline__ void store(const Vec<T, V>& v, int c) const {
@@ -84,10 +91,14 @@ class GeneralForward {
   bool aligned_;
 };
 
-// Family `registers`. What is normalised stays in registers: it is read once, and an exponential is computed
-// once per element.
+// Threads of a multiprocessor that the registers are to leave room for.
+template <int kThreads>
+constexpr int kGeneralResident = kGeneralBlock<kThreads> < 512 ? 640 / kGeneralBlock<kThreads> : 1;
+
+// Family `registers`. A row is read once, all its loads are issued before the first is used, and an
+// exponential is computed once per element.
 template <class X, int kThreads, int kItems>
-__global__ void __launch_bounds__(kGeneralBlock<kThreads>, 1)
+__global__ void __launch_bounds__(kGeneralBlock<kThreads>, kGeneralResident<kThreads>)
     forward_general(Forward f, WeightRows weights, bool aligned) {
   using Row = GeneralForward<X>;
   using T = Acc<X>;
@@ -98,18 +109,23 @@ __global__ void __launch_bounds__(kGeneralBlock<kThreads>, 1)
     const int64_t m = base + threadIdx.x / kThreads;
     const bool live = m < f.rows;
     const Row row(f, live ? m : 0, weights, aligned);
+    typename Row::Columns in[kItems];
     Vec<T, V> v[kItems];
     T sum = 0;
     if (live) {
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
         const int c = (i * kThreads + thread) * V;
-        if (c < n) v[i] = row.load(c);
+        if (c < n) in[i] = row.load(c);
       }
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
         const int c = (i * kThreads + thread) * V;
-        if (c < n) sum = squares(v[i], c, k, sum);
+        if (c < n) {
+          row.take_residual(in[i], c);
+          v[i] = row.value(in[i]);
+          sum = squares(v[i], c, k, sum);
+        }
       }
     }
     const T r = rstd_of(f, row_sum(sum));
@@ -118,7 +134,7 @@ __global__ void __launch_bounds__(kGeneralBlock<kThreads>, 1)
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
         const int c = (i * kThreads + thread) * V;
-        if (c < n) row.finish(v[i], c, r);
+        if (c < n) row.finish(v[i], in[i], c, r);
       }
     }
   }
@@ -137,14 +153,18 @@ __global__ void __launch_bounds__(kGeneralLongThreads, 1)
     const Row row(f, m, weights, aligned);
     Fold<T> sum;
 #pragma unroll 1
-    for (int c = threadIdx.x * V; c < (f.residual.data ? n : k); c += kGeneralLongThreads * V)
-      sum.add(squares(row.load(c), c, k, T(0)));
+    for (int c = threadIdx.x * V; c < (f.residual.data ? n : k); c += kGeneralLongThreads * V) {
+      auto in = row.load(c);
+      row.take_residual(in, c);
+      sum.add(squares(row.value(in), c, k, T(0)));
+    }
     const T r = rstd_of(f, row_sum(sum.total()));
     if (f.rstd && threadIdx.x == 0) static_cast<T*>(f.rstd)[m] = r;
 #pragma unroll 1
     for (int c = threadIdx.x * V; c < n; c += kGeneralLongThreads * V) {
-      auto v = row.load_again(c);
-      row.finish(v, c, r);
+      const auto in = row.load_again(c);
+      auto v = row.value(in);
+      row.finish(v, in, c, r);
     }
   }
 }

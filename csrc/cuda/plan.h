@@ -173,6 +173,10 @@ constexpr int kGeneralLongThreads = 512;  // two_pass
 template <int kThreads>
 constexpr int kGeneralBlock = block_of({kThreads, 1, 1, 1});
 
+constexpr Plan general_two_pass(Dtype x) {
+  return {Family::two_pass, -1,        static_cast<int>(16 / size_of(x)), kGeneralLongThreads, 1, 1, 1, 1,
+          kScratchBytes,    kMaxBlocks};
+}
 constexpr Plan general_forward_plan(int64_t n, Dtype x) {
   const int vector = static_cast<int>(16 / size_of(x));
   for (int i = 0; i < kGeneralCount; ++i) {
@@ -181,16 +185,18 @@ constexpr Plan general_forward_plan(int64_t n, Dtype x) {
     return {Family::registers,       i, vector, s.threads,     s.items,
             block_of(s) / s.threads, 1, 1,      kScratchBytes, kMaxBlocks};
   }
-  return {Family::two_pass, -1, vector, kGeneralLongThreads, 1, 1, 1, 1, kScratchBytes, kMaxBlocks};
+  return general_two_pass(x);
 }
 constexpr Plan general_backward_plan(int64_t n, Dtype x, int arch) {
   Plan p = general_forward_plan(n, x);
   if (p.family == Family::two_pass) return with_columns_grid(p, n);
+  const Architecture a = architecture(arch);
   const int block = p.threads * p.rows_per_block;
-  p.max_grid = architecture(arch).multiprocessors * (kResidentThreads / block);
-  // Rows side by side add up their dw and db in shared memory.
-  if (p.rows_per_block > 1) p.shared_bytes += block * p.items * p.vector * (x == Dtype::f64 ? 8 : 4);
-  return p;
+  p.max_grid = a.multiprocessors * (kResidentThreads / block);
+  // What a gate's exponential gave, for the second reading; or dw and db of rows side by side, when they are
+  // added up: in fp64, which has no gate, half as many numbers of twice the size.
+  p.shared_bytes += block * p.items * p.vector * 8;
+  return p.shared_bytes <= a.shared_bytes ? p : with_columns_grid(general_two_pass(x), n);
 }
 
 // The plan of a call.
