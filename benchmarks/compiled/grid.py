@@ -52,8 +52,8 @@ def _grid() -> list[Counted]:
             add(direction, "", replace(_BF16, n=n))
         for n in (64, 128, 256, 512):
             add(direction, "heads of a packed QKV", replace(_BF16, n=n, inner=8, gap=16 * n))
-    # A gate after the norm of heads (Qwen3-Next), before that of groups (Mamba 2), and without one a
-    # weight per head, or a scale and shift per sample (AdaLN).
+    # A gate after the norm of heads (Qwen3-Next), before that of groups (Mamba 2); and without one
+    # a weight per head, or a scale and shift per sample (AdaLN).
     for direction in ("forward", "backward"):
         for n, gate in itertools.product((128, 512, 4096), ("last", "first")):
             add(direction, f"gate {gate}", replace(_BF16, n=n, gate=gate))

@@ -4,12 +4,13 @@ Stages, each with a time limit of nine minutes and each selectable, so that a ru
 the first minutes on a GPU, "--stages build first" answers the most.
 
 build      for the GPU that is there; a build without CUDA is a failure
-first      200 cases of every family, dtype and direction against fp64; ten lines of bandwidth
+first      450 cases of every family, dtype and direction against fp64; ten lines of bandwidth
 test       the test suite, which then runs on the GPU too
 host       the tests that look at the kernels without a GPU (emulator, PTX, C++)
 sanitize   compute-sanitizer (memcheck, racecheck, synccheck, initcheck) over every launch plan
 bench      the grid against F.layer_norm, F.rms_norm, compiled F.rms_norm and the peers installed;
            over its limit it keeps what it has, and the same command goes on from there
+gated      gates, weights per head and per sample against the operations that people write
 routes     F.rms_norm with and without torch's CuTe DSL kernels, Liger by each of its back ends, and
            the names of the kernels that ran: see benchmarks.gpu.routes
 paper      a training step of each of the paper's models with each norm
@@ -24,7 +25,6 @@ see that the command itself works.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import shutil
@@ -32,16 +32,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..harness.environment import environment, hardware_slug
 from ..norms.peers import absent
+from .probe import FIRST, PROBED, probe
 from .routes import ROUTES
 
 ROOT = Path(__file__).parents[2]
@@ -64,15 +64,8 @@ info = fused_rmsnorm.build_info()
 print(json.dumps(info, indent=1))
 sys.exit(sys.argv[1] == "cuda" and not info["cuda"] and "built without CUDA")
 """
-STAGES = ("build", "first", "test", "host", "sanitize", "bench", "routes", "paper")
+STAGES = ("build", "first", "test", "host", "sanitize", "bench", "gated", "routes", "paper")
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
-# Rows short and long, aligned and not, registers, clusters and two passes.
-PROBED = (8, 64, 100, 128, 1000, 1024, 4096, 4097, 16384, 40000, 131072, 300000)
-# With two layouts and four dtypes 200 cases.
-FIRST = (
-    *(1, 2, 3, 7, 16, 33, 80, 129, 256, 500, 513, 768, 2048),
-    *PROBED,
-)
 # Rows of memory, and QK-norm; each forward, and forward and backward.
 BANDWIDTH = ("32768x1024", "32768x4096", "8192x16384", "32768x4097", "648720x128")
 ROUTED = ("32768x1024", "32768x4096", "8192x16384")
@@ -127,6 +120,11 @@ def commands(stage: str, args: argparse.Namespace) -> Iterator[tuple[str, list[s
         for tool in TOOLS if not args.cpu else ("none",):
             checker = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
             yield f"sanitize/{tool}", probe if args.cpu else [*checker, *probe]
+    elif stage == "gated":
+        size = ["--seconds", "4"]
+        if args.cpu:
+            size = ["--seconds", "0.02", "--tokens", "8", "--cases", "heads", "--dtypes", "float32"]
+        yield "gated", [python, "-m", "benchmarks.gated", "--out", str(args.out), *size]
     elif stage == "paper":
         size = ["--seconds", "10"]
         if args.cpu:
@@ -212,75 +210,6 @@ def install(wheels: Path, folder: Path) -> int:
     paths = [str(folder), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
     return 1 if rc is None else rc
-
-
-def probe(device: str, probed: Sequence[int] | None = None) -> None:
-    """Every family and dtype, forward and backward, small batches; raises if a value is wrong.
-
-    Each length twice: contiguous with a weight of x's dtype, which is all aligned; and two elements
-    into wider rows, with a residual, an fp32 weight and bias, and pRMSNorm. The bound is four times
-    the error of the composed definition against fp64, and two ulps. On a GPU only the fused kernels
-    and copies run there, so that a sanitizer has nothing else to watch.
-    """
-    from fused_rmsnorm.functional import add_rms_norm, composite_rms_norm, rms_norm
-
-    def ours(x: Tensor, residual: Tensor | None, w: Tensor, b: Tensor | None) -> Tensor:
-        options: dict[str, Any] = {"eps": 1e-6, "bias": b, "p": None if b is None else 0.3}
-        if residual is None:
-            return rms_norm(x, w.numel(), w, **options)
-        return add_rms_norm(x, residual, w.numel(), w, **options)[0]
-
-    def definition(x: Tensor, residual: Tensor | None, w: Tensor, b: Tensor | None) -> Tensor:
-        total = x if residual is None else x + residual
-        p = None if b is None else 0.3
-        return composite_rms_norm(total, w.numel(), w, 1e-6, bias=b, p=p)
-
-    random = torch.Generator().manual_seed(0)
-    probed = PROBED if probed is None else probed
-    done = 0
-    dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-    lengths = [n for n in probed if device == "cuda" or n < 5000]
-    for dtype, n, plain in itertools.product(dtypes, lengths, (True, False)):
-        rows, wide = 3 if n > 20000 else 70, n + (0 if plain else 5)
-        affine = dtype if plain else torch.promote_types(dtype, torch.float32)
-
-        def data(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-            return torch.randn(*shape, generator=random, dtype=dtype)
-
-        start = wide - n and 2
-        x, dy = data(rows, wide)[:, start : start + n], data(rows, n)
-        residual, w, b = data(rows, n), data(n, dtype=affine), data(n, dtype=affine)
-        given = [x, None if plain else residual, w, None if plain else b]
-        outcomes = []
-        runs: tuple[tuple[Callable[..., Tensor], str, torch.dtype | None], ...] = (
-            (definition, "cpu", torch.float64),
-            (definition, "cpu", None),
-            (ours, device, None),
-        )
-        for norm, where, kind in runs:
-            leaves = [t if t is None else _moved(t, where, kind) for t in given]
-            y = norm(*leaves)
-            grads = torch.autograd.grad(
-                y, [t for t in leaves if t is not None], dy.to(where, y.dtype)
-            )
-            outcomes.append([t.detach().cpu().double() for t in (y, *grads)])
-        names = ("y", "dx", "dw") if plain else ("y", "dx", "dresidual", "dw", "db")
-        for name, want, theirs, got in zip(names, *outcomes, strict=True):
-            size = want.abs().max()
-            error, bound = ((v - want).abs().max() / size for v in (got, theirs))
-            slack = 16 if dtype == torch.float64 else 1  # where the definition errs as much
-            if not error <= 4 * bound + 2 * slack * torch.finfo(dtype).eps:
-                what = f"{name} of {rows} x {n} {dtype}{'' if plain else ' in wider rows'}"
-                raise RuntimeError(f"{what}: {error:.2e}, {bound:.2e}")
-        done += 1
-    print(f"{done} cases right, forward and backward, on {device}")
-
-
-def _moved(t: Tensor, device: str, dtype: torch.dtype | None) -> Tensor:
-    """A leaf of its own with the strides and offset of t."""
-    storage = t.as_strided((t.untyped_storage().size() // t.element_size(),), (1,), 0)
-    there = storage.detach().to(device, dtype or t.dtype, copy=True)
-    return there.as_strided(t.shape, t.stride(), t.storage_offset()).requires_grad_()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

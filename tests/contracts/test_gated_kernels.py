@@ -36,13 +36,13 @@ def everything(x, z, w, b, dy, o: Options, norm_before_gate=True, activation="si
     return y.detach(), *torch.autograd.grad(y, given, dy.to(y.dtype))
 
 
-def inputs(shape, dtype, weight_shape=None, w_type=None, seed=0):
+def inputs(shape, dtype, weight_shape=None, w_type=None, seed=0, device="cpu"):
     """x, z, w, b, dy"""
     weight_shape = shape[-1:] if weight_shape is None else weight_shape
     types = (dtype, dtype, w_type or dtype, w_type or dtype, dtype)
     shapes = (shape, shape, weight_shape, weight_shape, shape)
     return [
-        numbers(s, t, "cpu", seed + i) for i, (s, t) in enumerate(zip(shapes, types, strict=True))
+        numbers(s, t, device, seed + i) for i, (s, t) in enumerate(zip(shapes, types, strict=True))
     ]
 
 
@@ -53,7 +53,7 @@ def operations(run) -> set[str]:
 
 
 @pytest.mark.parametrize("norm_before_gate", ORDERS)
-def test_what_is_fused(norm_before_gate):
+def test_what_is_fused(device, norm_before_gate):
     """In both directions no operation of the composite, but for what the kernels do not cover."""
 
     def composed(x, z, w, group=None):
@@ -64,7 +64,7 @@ def test_what_is_fused(norm_before_gate):
         return bool(seen & {"aten::sigmoid", "aten::silu"})
 
     for dtype in DTYPES:
-        x, z, w, _, _ = inputs((2, 3, 4, 8), dtype)
+        x, z, w, _, _ = inputs((2, 3, 4, 8), dtype, device=device)
         for weight in (w, w.float(), None):
             assert not composed(x, z, weight)
         assert not composed(x.transpose(0, 1), z[..., :1].expand_as(z).transpose(0, 1), w)
@@ -74,13 +74,13 @@ def test_what_is_fused(norm_before_gate):
         assert composed(x, z, w.expand(2, 1, 4, 8).contiguous())  # with a gap between the two
         assert composed(x, z.double(), w)
         assert composed(x.double(), z, w)
-    x, z, w, _, _ = inputs((3, 8), torch.float32)
+    x, z, w, _, _ = inputs((3, 8), torch.float32, device=device)
     assert not composed(x, z.half(), w)
     assert composed(x.half(), z, w)
 
 
 @st.composite
-def calls(draw):
+def calls(draw, device):
     leading = draw(st.sampled_from([(3,), (5, 1), (3, 4), (2, 3, 2), (2, 1, 2, 3), (17, 2)]))
     n = draw(N)
     kept = draw(st.integers(0, len(leading)))
@@ -89,7 +89,7 @@ def calls(draw):
     w_type = affine_type(draw(st.sampled_from(["same", "fp32", torch.float64])), dtype)
     layouts = draw(st.tuples(*[st.sampled_from(LAYOUTS)] * 3))
     seed = draw(SEEDS)
-    x, z, w, b, dy = inputs((*leading, n), dtype, (*weight, n), w_type, seed)
+    x, z, w, b, dy = inputs((*leading, n), dtype, (*weight, n), w_type, seed, device)
     x, z, dy = (lay_out(t, layout) for t, layout in zip((x, z, dy), layouts, strict=True))
     if draw(st.booleans()):
         b = None
@@ -98,16 +98,18 @@ def calls(draw):
 
 @settings(max_examples=150)
 @given(
-    call=calls(),
+    data=st.data(),
     p=st.one_of(st.none(), st.floats(0.1, 1)),
     offset=st.sampled_from([0.0, 1.0]),
     mode=st.sampled_from(["torch", "torch", "llama"]),
     activation=st.sampled_from(["silu", "sigmoid"]),
     norm_before_gate=st.booleans(),
 )
-def test_no_less_exact_than_the_composite(call, p, offset, mode, activation, norm_before_gate):
+def test_no_less_exact_than_the_composite(
+    device, data, p, offset, mode, activation, norm_before_gate
+):
     """The value and every gradient, in any layout, under weights of any shape, against fp64."""
-    x, z, w, b, dy = call
+    call = x, z, w, b, dy = data.draw(calls(device))
     args = (Options(1e-5, p, offset, mode), norm_before_gate, activation)
     ours = everything(*call, *args)
     theirs = everything(*call, *args, norm=F.composite_rms_norm_gated)
@@ -149,9 +151,9 @@ def definition(leaves, x_type, w_type, o: Options, activation, norm_before_gate)
 @pytest.mark.parametrize("o", OPTIONS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("n", [1, 40, 129, 1000])
-def test_row_alone_is_row_in_batch(dtype, n, o, norm_before_gate):
+def test_row_alone_is_row_in_batch(device, dtype, n, o, norm_before_gate):
     """y, dx and dz, in any layout, at any alignment, whatever other rows there are."""
-    x, z, w, b, dy = inputs((30, n), dtype, w_type=torch.float32)
+    x, z, w, b, dy = inputs((30, n), dtype, w_type=torch.float32, device=device)
     args = (o, norm_before_gate)
     expected = everything(x, z, w, b, dy, *args)[:3]
     for i in (0, 17, 29):
@@ -171,9 +173,9 @@ def test_row_alone_is_row_in_batch(dtype, n, o, norm_before_gate):
     [((3000, 33), 33), ((40, 4100), 4100), ((300, 8, 64), (8, 64)), ((9, 300, 65), (9, 1, 65))],
     ids=str,
 )  # fmt: skip
-def test_threads_and_repetition(shape, weight, dtype, norm_before_gate):
+def test_threads_and_repetition(device, shape, weight, dtype, norm_before_gate):
     """Every result has the same bits with 1, 2 and 3 threads, each time."""
-    args = (*inputs(shape, dtype, weight), Options(1e-5), norm_before_gate)
+    args = (*inputs(shape, dtype, weight, device=device), Options(1e-5), norm_before_gate)
     torch.set_num_threads(1)
     expected = everything(*args)
     for threads in (1, 2, 3, 3):
