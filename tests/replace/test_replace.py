@@ -81,6 +81,10 @@ class SiluGatedNorm(Norm):
             act = act * 0.5
         if self.wrong == "shape" and x.dim() == 3:
             act = act + 0
+        if self.wrong == "no matrices" and x.dim() == 2:
+            raise ValueError("not a matrix")
+        if self.wrong == "one row" and x.dim() == 4 and x.numel() == N:
+            raise ValueError("one row alone")
         if self.first:
             x32 = x.float() * act
             h = x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
@@ -127,9 +131,27 @@ def test_gated(first: bool, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_falcon_h1(first: bool, dtype: torch.dtype) -> None:
+    """Which refuses all inputs but those of rank 2 and 3, and is the norm for these."""
+    module = pytest.importorskip("transformers.models.falcon_h1.modeling_falcon_h1")
+    old = module.FalconH1RMSNormGated(N, 1e-5, n_groups=4, norm_before_gate=not first).to(dtype)
+    (new,) = replace_rms_norm_(model_of(old)).values()
+    assert isinstance(new, RMSNormGated)
+    assert (new.norm_before_gate, new.group_size) == (not first, N // 4)
+    for shape in ((64, N), (3, 7, N)):
+        x, z = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+        rounded_alike(new(x, z), old(x, z))
+        rounded_alike(new(x), old(x))
+
+
+@pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize(
     ("wrong", "why"),
-    [("half", "no setting"), ("rounded", "no setting"), ("shape", "depends on the shape")],
+    [
+        *(("half", "no setting"), ("rounded", "no setting"), ("shape", "depends on the shape")),
+        *(("no matrices", "not a matrix"), ("one row", "for some inputs of rank 4")),
+    ],
 )
 def test_other_gates_are_left_alone(first: bool, wrong: str, why: str) -> None:
     report = replace_rms_norm_(model_of(SiluGatedNorm(first, wrong)))

@@ -13,7 +13,8 @@ torch.nn.RMSNorm is known by its type. Of every other class two things are wante
   fp32, bf16 and fp16 input and weight, for rows, matrices and stacks of them.
 
 A norm that takes a gate beside its input is compared with RMSNormGated in the same way, with the
-gate and, where its forward has a default for it, without.
+gate and, where its forward has a default for it, without. It may refuse inputs of other ranks than
+rows and sequences, as FalconH1's does: what takes its place takes more then, and nothing otherwise.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ def _looked_at(norm: nn.Module, shape: tuple[int, ...]) -> _Setting | str:
     if not all_eps:
         return "it has no epsilon by a name that is known"
     for count in inputs:
-        why = _other_than_arithmetic(norm, shape, count)
+        why = _other_than_arithmetic(norm, shape, inputs, count)
         if why:
             return why
     return _setting_with_its_numbers(norm, shape, all_eps, inputs)
@@ -236,8 +237,19 @@ _SHAPES: tuple[tuple[int, ...], ...] = (
 _FEW: tuple[tuple[int, ...], ...] = ((1 << 12,), (1, 1), (2, 300, 4))
 
 
-def _other_than_arithmetic(norm: nn.Module, shape: tuple[int, ...], inputs: int) -> str | None:
-    """What ``norm`` does beside a norm's arithmetic, or differently for another shape or mode."""
+_GATED_RANKS = (1, 2)  # of leading dimensions: a gated norm has to take rows and sequences
+
+
+def _may_refuse(x: Tensor, shape: tuple[int, ...], inputs: tuple[int, ...]) -> bool:
+    """Whether a norm of so many inputs may raise for x, for its rank alone."""
+    return 2 in inputs and x.dim() - len(shape) not in _GATED_RANKS
+
+
+def _other_than_arithmetic(
+    norm: nn.Module, shape: tuple[int, ...], inputs: tuple[int, ...], count: int
+) -> str | None:
+    """What ``norm``, given ``count`` of its inputs, does beside a norm's arithmetic, or differently
+    for another shape or mode."""
     n = shape[-1]
     square = ((n,), (3, n), (n, 2), (5, n, 3))
     half, full = torch.bfloat16, torch.float32
@@ -247,19 +259,26 @@ def _other_than_arithmetic(norm: nn.Module, shape: tuple[int, ...], inputs: int)
             values = torch.empty(shape, dtype=w_type, device="meta")
             probe = bare_copy(norm, dict.fromkeys(_parameters(norm), values), training)
             before = settings(probe)
+            taken: set[int] = set()  # ranks
+            refused: set[int] = set()
             for lead in _FEW if first or x_type is half else (*_SHAPES, *square):
                 x = torch.empty(*lead, *shape, dtype=x_type, device="meta")
-                ran = _Operations(_ARITHMETIC | _GATES if inputs == 2 else _ARITHMETIC)
+                ran = _Operations(_ARITHMETIC | _GATES if count == 2 else _ARITHMETIC)
                 y, raised = None, ""
                 try:
                     with torch.device("meta"), torch.set_grad_enabled(grad), ran:
-                        y = probe(x, torch.empty_like(x)) if inputs == 2 else probe(x)
+                        y = probe(x, torch.empty_like(x)) if count == 2 else probe(x)
                 except Exception as error:  # any code at all; its reason is the reason
                     raised = f"with an input of rank {x.dim()} it raises {short(error)}"
                 if ran.other:
                     return f"it runs {ran.other}, which is no part of a norm"
-                if raised:
+                if raised and not _may_refuse(x, shape, inputs):
                     return raised
+                (refused if raised else taken).add(x.dim())
+                if refused & taken:
+                    return raised or f"it raises for some inputs of rank {x.dim()}"
+                if raised:
+                    continue
                 if not isinstance(y, Tensor) or y.shape != x.shape:
                     return "it does not return one tensor of its input's shape"
                 first = first or ran.names
@@ -332,7 +351,8 @@ def _setting_with_its_numbers(
         try:
             wanted.append((probe, probe.run(norm)))
         except Exception as error:  # any code at all
-            if probe.x.shape != shape:  # a row alone may be refused: more is taken than before
+            # A row alone may be refused: more is taken than before.
+            if probe.x.shape != shape and not _may_refuse(probe.x, shape, inputs):
                 return f"running it raised {short(error)}"
     kinds = _gated_kinds(norm, shape[-1]) if 2 in inputs else _KINDS
     for (made, args), eps in product(kinds, all_eps):
