@@ -99,6 +99,81 @@ _ANY = (
     ),
     M("fold.cuh", "sum += level_[i]", "sum += T(0)", "folded sums are not added up"),
 )
+_GENERAL_TESTS = ("general bf16 15", "general f32 15")
+_GENERAL = (
+    M(
+        "general.cuh",
+        "(turn * rows.inner + w) * share.inner + j",
+        "(turn * rows.inner + w) * share.inner + j / 2",
+        "some rows under a row of the weight are taken twice, others never",
+        _GENERAL_TESTS,
+    ),
+    M(
+        "general.cuh",
+        "shared - quotient(rows, shared) * rows.inner",
+        "shared * 0",
+        "every row takes the weight's first",
+        _GENERAL_TESTS,
+    ),
+    M(
+        "general.cuh",
+        "wide ? sizeof(Acc<X>) : sizeof(X)",
+        "sizeof(X)",
+        "rows of an fp32 weight are found as those of a half type",
+        _GENERAL_TESTS,
+    ),
+    M("gate.cuh", "s + z * sc", "s - z * sc", "the slope of silu has a wrong sign", _GENERAL_TESTS),
+    M("gate.cuh", "sigmoid ? s : z * s", "z * s", "sigmoid is silu", _GENERAL_TESTS),
+    M(
+        "gate.cuh",
+        "z > half_exp::kMost ? half_exp::kMost : z",
+        "z",
+        "exp(-z) of a large z is garbage",
+        ("gates f32",),
+    ),
+    M(
+        "forward_general.cuh",
+        "sizeof(X) < sizeof(T) && f_.llama && !wide()",
+        "sizeof(X) < sizeof(T) && f_.llama",
+        "before a gate, a row is rounded though its weight is wide",
+        _GENERAL_TESTS,
+    ),
+    M(
+        "backward_general.cuh",
+        "rounds && !wide()",
+        "false",
+        "dz is of a row that was not rounded",
+        _GENERAL_TESTS,
+    ),
+    M(
+        "backward_general.cuh",
+        "(item * 2 + which) * (V / 4) + piece",
+        "(item * 2 + which) + piece",
+        "the second half of a vector's activations is written over the first of the slopes",
+        _GENERAL_TESTS,
+    ),
+    M(
+        "backward_general.cuh",
+        "kThreads < 128 && last < rows",
+        "false",
+        "sums are kept where another row's activations are still read",
+        ("long f32 100",),
+    ),
+    M(
+        "backward_general.cuh",
+        "j += parts",
+        "j += parts + 1",
+        "two passes: rows are left out",
+        _GENERAL_TESTS,
+    ),
+    M(
+        "plan.h",
+        "call.gate != Gate::none || call.weight_has_rows",
+        "call.gate != Gate::none || call.weight_rows > 1",
+        "one row of such a weight has other bits than several",
+        ("general bf16 100",),
+    ),
+)
 _REDUCE = (
     M(
         "reduce.cuh",
@@ -128,7 +203,7 @@ _REDUCE = (
         "the first column's sums for all",
     ),
     M("finalize.cuh", "is_second ? second : first", "first", "db is written over dw"),
-    M("finalize.cuh", "partials += count * stride", "partials += 0", "db is dw"),
+    M("finalize.cuh", "int64_t{place} * count * stride", "0", "db is dw"),
 )
 _ACCESS = (
     M("access.cuh", "shift & 8 ? w[i + 2] : w[i]", "w[i]", "a shift by half a piece is not done"),
@@ -152,5 +227,5 @@ CUDA = Layer(
     "cuda",
     "csrc/cuda",
     ("values bf16 6", "values f32 6", "bits f16 3", "special f32 50", "long bf16 100"),
-    (*_ROWS, *_ANY, *_REDUCE, *_ACCESS),
+    (*_ROWS, *_ANY, *_GENERAL, *_REDUCE, *_ACCESS),
 )

@@ -21,6 +21,7 @@ BUILDS = {  # -fsanitize=, and percent of the cases of a section
     "thread": ("thread", {"values": 6, "bits": 3, "general": 5, "special": 50}),
 }
 DTYPES = ("f32", "f64", "f16", "bf16")
+SINGLE = ("gates", "errors")  # of f32 alone
 SECTIONS = ("values", "bits", "general", "long", "special")  # the slow ones first
 
 
@@ -64,7 +65,7 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
         return pool.submit(subprocess.run, command, capture_output=True, text=True)
 
     started = {(s, d): start(s, d) for s in SECTIONS for d in DTYPES}
-    started["errors", "f32"] = start("errors", "f32")
+    started |= {(s, "f32"): start(s, "f32") for s in SINGLE}
     yield lambda section, dtype: started[section, dtype].result()
     pool.shutdown(cancel_futures=True)
 
@@ -77,6 +78,7 @@ def test_kernels(run: Run, section: str, dtype: str) -> None:
     assert done.stdout == f"{section} {dtype}: 0 failures\n"
 
 
-def test_errors(run: Run) -> None:
-    done = run("errors", "f32")
+@pytest.mark.parametrize("section", SINGLE)
+def test_of_one_dtype(run: Run, section: str) -> None:
+    done = run(section, "f32")
     assert done.returncode == 0, done.stderr[-5000:]

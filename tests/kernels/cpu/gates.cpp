@@ -5,7 +5,7 @@
 // act'(z). For z from 17 on, where sigmoid(z) is 1, sigmoid'(z) is exp(-z) as it was computed.
 #include <cstdio>
 
-#include "../problem.h"
+#include "../activations.h"
 #include "here.h"
 
 using namespace fused_rmsnorm;
@@ -14,10 +14,6 @@ using namespace fused_rmsnorm::test;
 namespace {
 
 constexpr int64_t kColumns = 4096;  // a row: its sum of ones is exact
-constexpr double kLeast = -89;      // below, sigmoid(z) is 0 or as good as that
-constexpr double kFirst = 17,
-                 kLast = 86.6;  // where exp(-z) shows, and does not lie below fp32's normal numbers
-
 struct Activated {
   Array value, slope;
 };
@@ -45,31 +41,6 @@ Activated activate(const cpu::Kernels& kernels, const Array& z, int64_t rows, bo
 
 bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
 
-void check_one(Checker& check, double z, double value, double slope, bool sigmoid, const char* kernels) {
-  const auto where = [&](const char* what) {
-    return [=] { return std::string(kernels) + ": " + what + " of " + std::to_string(z); };
-  };
-  if (std::isnan(z)) {
-    return check.that(std::isnan(value) && std::isnan(slope), where("activation of NaN"));
-  }
-  if (std::isinf(z)) return sigmoid ? check.near(value, z > 0, 0, where("sigmoid")) : void();
-  const Activation want = activation(z, sigmoid);
-  const double u = 0x1p-24, tiny = 0x1p-149 * (1 + std::fabs(z));
-  if (z < kLeast) {
-    check.near(value, 0, 4e-37, where("value"));
-    return check.near(slope, 0, 4e-37, where("slope"));
-  }
-  // An exponential off by 2 u (one unit in the last place at most), a sum, a quotient.
-  check.near(value, want.value, 4.5 * u * std::fabs(want.value) + tiny, where("value"));
-  const double near_limit = z < -87 ? 4e-37 : 0;  // exp(-z) squared leaves fp32 there
-  check.near(slope, want.slope, (kActivationError + 2) * u * want.slope_size + tiny + near_limit + 0x1p-125,
-             where("slope"));
-  if (sigmoid && z >= kFirst && z <= kLast) {
-    const double exact = std::exp(-z);
-    check.near(slope, exact, spacing(Dtype::f32, exact), where("exp(-z), within a unit in the last place"));
-  }
-}
-
 }  // namespace
 
 // gates STEP: every STEPth number, by its bits. A prime shows all last digits.
@@ -87,7 +58,7 @@ int main(int argc, char** argv) {
     for (const cpu::Kernels* kernels : kernels_here()) {
       const Activated found = activate(*kernels, z, rows, sigmoid);
       for (int64_t i = 0; i < z.count(); ++i) {
-        check_one(check, z[i], found.value[i], found.slope[i], sigmoid, kernels->name);
+        check_activation(check, z[i], found.value[i], found.slope[i], sigmoid, kernels->name);
       }
 #if defined(__x86_64__)
       if (kernels == &cpu::baseline_kernels) continue;

@@ -1,11 +1,13 @@
 // The CUDA kernels on the emulated device, through the entry points that torch calls.
 //
-//   test_cuda_kernels SECTION DTYPE [PERCENT]     SECTION: values, bits, general, special, long, errors
+//   test_cuda_kernels SECTION DTYPE [PERCENT]     SECTION: see below
 //
 // values    every shape of the launch plan on every architecture, at its edges, against fp64
 // bits      a row alone, in a batch, elsewhere in memory, under another schedule: the same bytes
 // general   both, of weights of several rows and of gates
 // long      sums of very many terms: in one thread, over rows
+// gates     activations over numbers of every exponent (f32)
+// errors    what is refused, and divisions
 // special   NaN and inf stay in their rows; outputs over inputs; no rows; large values
 // PERCENT of the random cases are run, for slow sanitizers.
 #include <cstdio>
@@ -14,7 +16,7 @@
 #include "../../../csrc/cuda/access.cuh"
 #include "../../../csrc/cuda/rows.h"
 #include "../../../csrc/cuda/run.h"
-#include "../problem.h"
+#include "../activations.h"
 #include "simt.h"
 
 using namespace fused_rmsnorm;
@@ -314,21 +316,29 @@ void long_sums(Checker& check, Dtype x) {
   check.near(b.dx[1], dx, 24 * u * squares / s.n + half_spacing(x, dx),
              [] { return std::string("dx of a long row"); });
 
-  // Very many rows, of which a thread has 16 kSpan: aligned, unaligned, and in two passes.
+  // Very many rows, of which a thread has 16 kSpan: aligned, unaligned, and in two passes; and under a gate
+  // that is 1, aligned and in two passes.
   s.types = {x, Dtype::f32, x, false}, s.weight = true;  // dw unrounded
-  for (int which = 0; which < 3; ++which) {
-    s.n = s.k = which ? 3 : 16 / size_of(x), s.rows = 16 * cuda::kSpan * (which == 2 ? 1 : 16);
+  for (int which = 0; which < 5; ++which) {
+    const bool two_passes = which == 2 || which == 4;
+    if (which == 3) s.gate = Gate::last, s.sigmoid = true;
+    s.n = s.k = which % 3 ? 3 : 16 / size_of(x), s.rows = 16 * cuda::kSpan * (two_passes ? 1 : 16);
     BackwardProblem many(s, random, cuda::backward_workspace);
     fill(many.x, 1), fill(many.dy, 4096), fill(many.rstd, 4096);  // 2^24, to which a one adds nothing
+    for (int64_t i = 0; i < many.z.count(); ++i) many.z.set(i, 40);
     Backward call = many.args();
-    call.dx = nullptr;
-    cuda::Plan plan = which == 2 ? two_pass : cuda::backward_plan(s.n, x, x, simt::arch);
+    call.dx = call.dz = nullptr;
+    Backward of_length = call;
+    if (two_passes) of_length.n = int64_t{1} << 24;
+    cuda::Plan plan = cuda::plan_of(of_length, simt::arch);
     plan.max_grid = 1;
     run(check, s, cuda::run(call, plan, nullptr));
     const double want = 0x1p24 + static_cast<double>(s.rows - 1);
     check.near(many.dw[0], want, (cuda::kSpan + 64) * u * want,
                [&] { return "dw of many rows, " + std::to_string(which); });
   }
+
+  s.gate = Gate::none, s.sigmoid = false;
 
   // A row over a whole block, whose partial is put away three times: of ones, dw is their number.
   s.n = s.k = 4096, s.rows = 2 * cuda::kSpan + 1;
@@ -342,6 +352,34 @@ void long_sums(Checker& check, Dtype x) {
   run(check, s, cuda::run(call, plan, nullptr));
   for (int64_t j = 0; j < s.n; ++j) {
     check.near(wide.dw[j], s.rows, 0, [] { return std::string("dw of rows over a whole block"); });
+  }
+}
+
+// The activations of the gates: rows of ones are their own norm under rstd = 1, so y is act(z) and dz, under
+// a gradient of ones, act'(z).
+void gates(Checker& check) {
+  simt::arch = 90, simt::schedule = 0;
+  Random random(6);
+  constexpr uint32_t kStep = 4999;  // of the bits of z: a prime shows all last digits
+  Shape s;
+  s.types = {Dtype::f32, Dtype::f32, Dtype::f32, false};
+  s.n = s.k = 4096, s.rows = (int64_t{1} << 32) / kStep / s.n, s.weight = false, s.eps = 0;
+  s.gate = Gate::last, s.dw = false;
+  for (const bool sigmoid : {false, true}) {
+    s.sigmoid = sigmoid;
+    ForwardProblem f(s, random);
+    BackwardProblem b(s, random, cuda::backward_workspace);
+    for (int64_t i = 0; i < f.z.count(); ++i) {
+      const uint32_t bits = static_cast<uint32_t>(i) * kStep;
+      std::memcpy(f.z.data() + 4 * i, &bits, 4), std::memcpy(b.z.data() + 4 * i, &bits, 4);
+      f.x.set(i, 1), b.x.set(i, 1), b.dy.set(i, 1);
+    }
+    for (int64_t m = 0; m < s.rows; ++m) b.rstd.set(m, 1);
+    run(check, s, cuda::forward(f.args(), nullptr));
+    run(check, s, cuda::backward(b.args(), nullptr));
+    for (int64_t i = 0; i < f.z.count(); ++i) {
+      check_activation(check, f.z[i], f.y[i], b.dz[i], sigmoid, "CUDA");
+    }
   }
 }
 
@@ -407,6 +445,7 @@ int main(int count, char** words) {
     }
     if (section == "long") long_sums(check, d);
     if (section == "errors") errors(check);
+    if (section == "gates") gates(check);
   }
   std::printf("%s %s: %lld failures\n", words[1], words[2], static_cast<long long>(check.failures()));
   return check.failures() ? 1 : 0;
