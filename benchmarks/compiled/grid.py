@@ -75,6 +75,7 @@ _HELD_BOTH_WAYS = (
     *("1024 bf16", "4096 bf16", "16384 bf16", "32768 bf16", "4096 f32", "4096 bf16 fp32 weight"),
     *("4097 bf16", "4096 bf16 x and output shifted by one", "4096 bf16 llama"),
     *("128 bf16", "128 bf16 heads of a packed QKV"),
+    *("4096 bf16 gate first", "128 bf16 gate last", "128 bf16 weight per head"),
 )
 HELD = (
     *(f"{direction} {what}" for direction in ("forward", "backward") for what in _HELD_BOTH_WAYS),

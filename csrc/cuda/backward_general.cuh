@@ -246,7 +246,9 @@ __global__ void __launch_bounds__(kGeneralBlock<kThreads>, kResidentThreads / kG
       dot = row_sum(dot);
       if (live && b.dx) {
         const T coefficient = coefficient_of(b, r, dot);
-#pragma unroll 1
+        // Of eight columns at a time, the registers are too few for more than one.
+        [[maybe_unused]] constexpr int kUnroll = V == 8 ? 1 : kItems;
+#pragma unroll kUnroll
         for (int i = 0; i < kItems; ++i) {
           const int c = (i * kThreads + thread) * V;
           if (c >= n) continue;

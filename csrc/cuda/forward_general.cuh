@@ -24,10 +24,8 @@ class GeneralForward {
   };
   __device__ __forceinline__ Columns load(int c) const {
     Columns in{load_columns<X, V>(x_, c, n(), aligned_), {}};
-    if (f_.residual.data || f_.z.data) {
-      const X* const other = row_of<X>(f_.residual.data ? f_.residual : f_.z, m_);
-      in.other = load_columns<X, V>(other, c, n(), aligned_);
-    }
+    if (f_.residual.data) in.other = load_columns<X, V>(row_of<X>(f_.residual, m_), c, n(), aligned_);
+    if (f_.z.data) in.other = load_columns<X, V>(row_of<X>(f_.z, m_), c, n(), aligned_);
     return in;
   }
   // A second reading, when the sum has been stored, and x and the residual may be gone.

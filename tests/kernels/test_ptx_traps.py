@@ -64,6 +64,7 @@ TRAPS = {
         bra END;
         FIRST: bar.sync 0;
         END:""",
+    r"outside of the parameters": "mov.b64 %rd1, from; ld.param.u64 %rd2, [%rd1+16];",
     r"arrives at the cluster's barrier twice": "barrier.cluster.arrive; barrier.cluster.arrive;",
 }
 
@@ -72,6 +73,22 @@ TRAPS = {
 def test_traps(said: str) -> None:
     with pytest.raises(Trap, match=said):
         run_snippet(f"{TRAPS[said]}\nmov.b32 %r1, 0;\n{STORE}", FOUR, shared=64)
+
+
+def test_a_parameter_by_an_address_that_some_threads_do_not_have() -> None:
+    """Their register holds garbage; the others read what is there, or from another place."""
+    body = """
+        setp.lt.s32 %p1, %r32, 16; mov.b64 %rd1, 0x7ffd000000000000;
+        @%p1 bra HERE;
+        bra END;
+        HERE: mov.b64 %rd1, from; and.b32 %r2, %r32, 1; mul.wide.u32 %rd3, %r2, 8;
+        add.s64 %rd1, %rd1, %rd3;
+        ld.param.u64 %rd2, [%rd1]; cvt.u32.u64 %r1, %rd2; st.global.u32 [%out], %r1;
+        END: @!%p1 st.global.u32 [%out], 7;"""
+    found, _ = run_snippet(body, FOUR)
+    assert len(set(found[:16:2, 0])) == len(set(found[1:16:2, 0])) == 1
+    assert found[0, 0] != found[1, 0]
+    assert (found[16:] == 7).all()
 
 
 def test_results_that_are_not_written() -> None:

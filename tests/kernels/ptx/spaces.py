@@ -66,10 +66,18 @@ class MemoryAccess:
         raise NotImplementedError
 
     # ---------------------------------------------------------------- called by instructions
-    def load_param(self, address: Array, size: int, count: int) -> list[Array]:
-        at = address.astype(np.int64)
+    def load_param(
+        self, address: Array, size: int, count: int, M: Array | None, instruction: int
+    ) -> list[Array]:
         words = self.params.view(f"u{size}")
-        return [words[at // size + n] for n in range(count)]
+        threads, here = self._active(address, M)
+        if (here >= np.uint64(size * (len(words) - count + 1))).any():
+            self.trap("outside of the parameters", threads, instruction)
+        if np.size(address) == 1:
+            return [words[address.astype(np.int64) // size + n] for n in range(count)]
+        at = np.zeros(self.threads, np.int64)  # in the other threads the register may hold anything
+        at[threads] = here.astype(np.int64) // size
+        return [words[at + n] for n in range(count)]
 
     def load(
         self, space: str, address: Array, unit: int, count: int, M: Array | None, at: int

@@ -303,7 +303,7 @@ class Translator:
         size = WIDTH[i.type] // 8
         address = self.address(i.operands[1])
         if space == "param":
-            lines = [f"l = m.load_param({address}, {size}, {len(to)})"]
+            lines = [f"l = m.load_param({address}, {size}, {len(to)}, {self.mask(i)}, {at})"]
         else:
             lines = [f"l = m.load({space!r}, {address}, {size}, {len(to)}, {self.mask(i)}, {at})"]
         signed = i.type[0] == "s"
