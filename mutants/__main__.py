@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not switch.exists() or switch.read_text() != SWITCH:  # else all would be compiled again
         switch.write_text(SWITCH)
 
-    runner, outcomes = Runner(tree), Outcomes(tree / "outcomes.json")
+    runner, outcomes = Runner(tree), Outcomes(tree / "outcomes.json", ROOT)
     survivors = tried = 0
     for layer in LAYERS:
         own = {
@@ -114,13 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = {n: pool.submit(runner.caught, layer, n, m) for n, m in own.items()}
             for number, mutant in own.items():
                 by = found[number].result()
-                outcomes.put(mutant, by)
+                outcomes.put(layer, mutant, by)
                 tried, survivors = tried + 1, survivors + (not by and not mutant.why)
                 said = by or mutant.why or "SURVIVES"
                 print(f"{layer.path(mutant)}: {mutant.what}: {said}", flush=True)
     print(f"{tried} faults, {survivors} survive")
     if args.write:
-        (ROOT / "docs" / "mutants.md").write_text(markdown(outcomes.all(LAYERS), ROOT))
+        (ROOT / "docs" / "mutants.md").write_text(markdown(outcomes.all(LAYERS)))
     return 1 if survivors else 0
 
 

@@ -5,30 +5,45 @@ from __future__ import annotations
 import datetime
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from . import Layer, Mutant
 
 __all__ = ["Outcome", "Outcomes", "markdown"]
 
-Outcome = tuple[Layer, Mutant, str | None]  # caught by what; None: a survivor
+
+class Outcome(NamedTuple):
+    layer: Layer
+    mutant: Mutant
+    by: str | None  # what caught it; None: a survivor
+    tried: str  # day and commit
 
 
 class Outcomes:
     """By mutant, in a JSON file. A mutant that is written differently is another one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, root: Path) -> None:
         self.path = path
-        self.found: dict[str, str | None] = json.loads(path.read_text()) if path.exists() else {}
+        self.tried = f"{datetime.date.today().isoformat()}, commit {_commit(root)}"
+        self.found: dict[str, list[str | None]] = {}
+        if path.exists():
+            self.found = json.loads(path.read_text())
 
-    def put(self, mutant: Mutant, by: str | None) -> None:
-        self.found[repr(mutant)] = by
+    def put(self, layer: Layer, mutant: Mutant, by: str | None) -> None:
+        self.found[f"{layer.name} {mutant!r}"] = [by, self.tried]
         self.path.write_text(json.dumps(self.found, indent=1))
 
     def all(self, layers: Sequence[Layer]) -> list[Outcome]:
         """KeyError for one that has not been tried."""
-        return [(layer, m, self.found[repr(m)]) for layer in layers for m in layer.mutants]
+        found = []
+        for layer in layers:
+            for mutant in layer.mutants:
+                by, tried = self.found[f"{layer.name} {mutant!r}"]
+                found.append(Outcome(layer, mutant, by, str(tried)))
+        return found
 
 
 def _cell(text: str) -> str:
@@ -40,24 +55,26 @@ def _commit(root: Path) -> str:
     return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip()
 
 
-def markdown(outcomes: Sequence[Outcome], root: Path) -> str:
-    caught = [o for o in outcomes if o[2]]
-    explained = [o for o in outcomes if not o[2] and o[1].why]
-    day = datetime.date.today().isoformat()
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    caught = [o for o in outcomes if o.by]
+    explained = [o for o in outcomes if not o.by and o.mutant.why]
+    tried = Counter((o.layer.name, o.tried) for o in outcomes)
     lines = [
         "# Planted faults",
         "",
         "`make mutants` plants each of these faults, which a change could make, into a copy of the",
         "sources, and runs the tests named for it. A test that passes over a fault is too weak.",
         "",
-        f"{day}, commit {_commit(root)}: {len(outcomes)} faults, {len(caught)} caught"
+        f"{len(outcomes)} faults, {len(caught)} caught"
         + (f", {len(explained)} that no test can notice" if explained else "")
         + f", {len(outcomes) - len(caught) - len(explained)} that survive.",
+        "",
+        *(f"- {name}: {count}, tried {when}" for (name, when), count in tried.items()),
         "",
         "| where | fault | caught by |",
         "| --- | --- | --- |",
     ]
-    for layer, mutant, by in outcomes:
+    for layer, mutant, by, _ in outcomes:
         found = by or (f"cannot be noticed: {mutant.why}" if mutant.why else "**nothing**")
         lines.append(f"| {layer.path(mutant)} | {_cell(mutant.what)} | {_cell(found)} |")
     return "\n".join([*lines, ""])
