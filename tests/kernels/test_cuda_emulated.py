@@ -16,9 +16,9 @@ import pytest
 
 SIMT = Path(__file__).parent / "simt"
 BUILDS = {  # -fsanitize=, and percent of the cases of a section
-    "plain": ("", {"values": 100, "bits": 100, "general": 100, "special": 100}),
-    "address": ("address,undefined", {"values": 25, "bits": 15, "general": 25, "special": 100}),
-    "thread": ("thread", {"values": 6, "bits": 3, "general": 5, "special": 50}),
+    "plain": ("", {"values": 100, "bits": 100, "general": 40, "special": 100}),
+    "address": ("address,undefined", {"values": 25, "bits": 15, "general": 10, "special": 100}),
+    "thread": ("thread", {"values": 6, "bits": 3, "general": 3, "special": 50}),
 }
 DTYPES = ("f32", "f64", "f16", "bf16")
 SINGLE = ("gates", "errors")  # of f32 alone
