@@ -5,7 +5,8 @@ qwen3     y = w * norm(x) * silu(z), rows of 128; Qwen3-Next
 heads     queries or keys under a weight per head, without a gate
 adaptive  AdaLN's scale and shift of each sample, without a gate
 
-Each eager and through torch.compile, forward under no_grad and forward with backward. Writes
+Each eager and through torch.compile, forward under no_grad and forward with backward; on a GPU also
+mamba_ssm's kernel (mamba2) and flash-linear-attention's (qwen3), if they are installed. Writes
 benchmarks/results/<hardware>/gated.json and gated.md.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -100,6 +102,35 @@ CASES: dict[str, tuple[Norm, Norm, Shapes]] = {
 }
 
 
+def _mamba_ssm(module: Any) -> Norm:
+    return lambda x, z, w: module.rmsnorm_fn(
+        x, w, None, z=z, eps=EPS, group_size=w.numel() // 8, norm_before_gate=False
+    )
+
+
+def _fla(module: Any) -> Norm:
+    return lambda x, z, w: module.rms_norm_gated(x, z, w, None, eps=EPS)
+
+
+# case -> (name, module, the norm in it): Triton kernels of other projects, for a GPU.
+PEERS = {
+    "mamba2": ("mamba_ssm", "mamba_ssm.ops.triton.layernorm_gated", _mamba_ssm),
+    "qwen3": ("fla", "fla.modules.fused_norm_gate", _fla),
+}
+
+
+def peer_of(case: str) -> tuple[str, Norm] | None:
+    """The peer of a case, if it can be imported."""
+    if case not in PEERS:
+        return None
+    name, module, make = PEERS[case]
+    try:
+        return name, make(importlib.import_module(module))
+    except Exception as error:  # a package that is not there, or not for this torch
+        print(f"peer absent: {name} ({type(error).__name__}: {error})")
+        return None
+
+
 def _call(norm: Norm, dy: Tensor | None) -> Callable[[Sequence[Tensor]], object]:
     if dy is None:
 
@@ -126,10 +157,12 @@ def time_case(
         "eager": composed,
         "compiled": torch.compile(composed, dynamic=False),
     }
+    if device.type == "cuda" and (peer := peer_of(case)):
+        norms[peer[0]] = peer[1]
     expected = composed(*tensors).detach()
     backward = direction == DIRECTIONS[1]
     contenders = []
-    for name in NAMES:
+    for name in norms:
         call = _call(norms[name], dy if backward else None)
         with torch.set_grad_enabled(backward):  # the graph that is timed
             found = norms[name](*tensors).detach()
@@ -149,17 +182,23 @@ def time_case(
 
 def markdown(data: dict[str, Any]) -> str:
     """The tables of a results file."""
-    header = ["norm", "dtype", "shape", "direction", "fused, ms", "eager", "compiled"]
+    entries = list(data["entries"].values())
+    others = [*NAMES[1:], *sorted({n for e in entries for n in e["times"]} - set(NAMES))]
+    header = ["norm", "dtype", "shape", "direction", "fused, ms", *others]
     rows = []
-    for e in data["entries"].values():
+    for e in entries:
         times = tables.times_of(e)
-        ratios = [f"{times[name].median / times['fused'].median:.1f}" for name in NAMES[1:]]
+        ratios = [
+            f"{times[name].median / times['fused'].median:.1f}" if name in times else ""
+            for name in others
+        ]
         shape = " x ".join(map(str, e["shape"]))
         fused = tables.spread(times["fused"], 1e3, 2)
         rows.append([e["case"], e["dtype"], shape, e["direction"], fused, *ratios])
     lines = ["# Gated, grouped and per-head norms", "", tables.conditions(data), ""]
     lines += [
         "Eager and compiled: what people write, its time divided by that of the fused norm.",
+        *(["The others: their time divided by that of the fused norm."] if others[2:] else []),
         "",
     ]
     return "\n".join([*lines, *tables.table(header, rows, 4), ""])

@@ -1,6 +1,8 @@
 """benchmarks.gated, in a small form."""
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,54 @@ def test_runs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     text = (tmp_path / "gated.md").read_text()
     assert text in capsys.readouterr().out
     assert sum(line.startswith("| qwen3 ") for line in text.splitlines()) == 2
+
+
+def test_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Called by their own signatures; none where they are not installed."""
+    seen = {}
+
+    def rmsnorm_fn(x, weight, bias, z=None, eps=1e-5, group_size=None, norm_before_gate=True):
+        seen["mamba_ssm"] = (bias, eps, group_size, norm_before_gate)
+        return gated._mamba2(x, z, weight)
+
+    def rms_norm_gated(x, g, weight, bias, activation="swish", eps=1e-5):
+        seen["fla"] = (bias, activation, eps)
+        return gated._qwen3(x, g, weight)
+
+    for module, function in (
+        ("mamba_ssm.ops.triton.layernorm_gated", rmsnorm_fn),
+        ("fla.modules.fused_norm_gate", rms_norm_gated),
+    ):
+        for n in range(1, module.count(".") + 1):  # its packages
+            package = ".".join(module.split(".")[:n])
+            monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+        made = types.ModuleType(module)
+        setattr(made, function.__name__, function)
+        monkeypatch.setitem(sys.modules, module, made)
+    for case in ("mamba2", "qwen3"):
+        composed, _, shapes = gated.CASES[case]
+        tensors = [torch.randn(s) for s in shapes(4)]
+        peer = gated.peer_of(case)
+        assert peer
+        torch.testing.assert_close(peer[1](*tensors), composed(*tensors))
+    assert seen == {"mamba_ssm": (None, 1e-6, 512, False), "fla": (None, "swish", 1e-6)}
+    assert gated.peer_of("heads") is None
+    monkeypatch.setitem(sys.modules, "fla.modules.fused_norm_gate", None)
+    assert gated.peer_of("qwen3") is None
+
+
+def test_a_peer_has_a_column(tmp_path: Path) -> None:
+    args = ["--cases", "qwen3", "--dtypes", "float32", "--tokens", "4", "--seconds", "0.01"]
+    assert gated.main([*args, "--out", str(tmp_path)]) == 0
+    data = json.loads((tmp_path / "gated.json").read_text())
+    first, _ = data["entries"].values()
+    first["times"]["fla"] = first["times"]["fused"]
+    lines = gated.markdown(data).splitlines()
+    (header,) = (line for line in lines if line.startswith("| norm "))
+    assert header.endswith("| eager | compiled | fla |")
+    ours = [line for line in lines if line.startswith("| qwen3 ")]
+    assert ours[0].endswith("| 1.0 |")
+    assert ours[1].endswith("|  |")
 
 
 def test_refuses_to_time_another_function(monkeypatch: pytest.MonkeyPatch) -> None:
