@@ -68,6 +68,54 @@ def test_add_gradients(device, o):
     assert gradgradcheck(add_norm_of(o), args, check_fwd_over_rev=True)
 
 
+def definition_of_add(x, residual, w, b, o: Options):
+    """(y, sum) in plain operations, whose derivatives are autograd's."""
+    s = x + residual
+    h = s * (s.square().mean(-1, keepdim=True) + o.eps).rsqrt()
+    return h * w + b, s
+
+
+@pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=4))[1:], ids=str)
+def test_add_gradients_of_any_subset(device, wanted):
+    """Of input, residual, weight and bias, through both outputs; the others get none."""
+    args = [numbers(s, torch.float64, device, i) for i, s in enumerate([(3, 7), (3, 7), 7, 7])]
+    grads = [numbers((3, 7), torch.float64, device, i) for i in (8, 9)]
+    found = []
+    for norm in (add_norm_of(Options(1e-5)), lambda *t: definition_of_add(*t, Options(1e-5))):
+        leaves = [t.clone().requires_grad_(w) for t, w in zip(args, wanted, strict=True)]
+        outputs = [(y, dy) for y, dy in zip(norm(*leaves), grads, strict=True) if y.requires_grad]
+        torch.autograd.backward(*map(list, zip(*outputs, strict=True)))
+        found.append([t.grad for t in leaves])
+    assert [g is not None for g in found[0]] == list(wanted)
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_gradients_through_both_outputs_without_a_kernel(device):
+    """Llama's rounding under a weight of fp64 is the composite's, and so is its backward."""
+    args = [numbers(s, torch.float32, device, i) for i, s in enumerate([(3, 7), (3, 7)])]
+    w, b = (numbers(7, torch.float64, device, i) for i in (2, 3))
+    dy, ds = numbers((3, 7), torch.float64, device, 8), numbers((3, 7), torch.float32, device, 9)
+    leaves = [t.requires_grad_() for t in (*args, w, b)]
+    y, s = add_norm_of(Options(1e-5, casting_mode="llama"))(*leaves)
+    assert y.dtype == torch.float64
+    found = torch.autograd.grad([y, s], leaves, [dy, ds])
+    y, s = definition_of_add(*leaves, Options(1e-5))
+    for ours, theirs in zip(found, torch.autograd.grad([y, s], leaves, [dy, ds]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_write_in_place_is_counted(device):
+    """So that what another operator has saved is known to have changed."""
+    x, residual = (numbers((3, 7), torch.float32, device, i) for i in (0, 1))
+    w = leaf(7, device, 2, torch.float32)
+    before, kept = [t._version for t in (x, residual)], (x * w).sum()
+    F.add_rms_norm_(x, residual, 7)
+    assert [t._version for t in (x, residual)] == [v + 1 for v in before]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept.backward()
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_add_gradients_of_one_output(device, which):
     """Only y, or only the sum, is used: also in the second derivative."""
