@@ -9,6 +9,7 @@ _ERRORS = "tests/contracts/test_errors.py tests/contracts/test_arguments.py"
 _FORWARD = "tests/contracts/test_forward.py"
 _BACKWARD = "tests/contracts/test_backward.py"
 _OVERLAP = "tests/contracts/test_in_place_overlap.py"
+_PAPER = "tests/paper/test_paper.py"
 _MEMORY = "tests/contracts/test_memory.py"
 _WEIGHT_ROWS = "tests/contracts/test_weight_rows.py"
 _GATED = "tests/contracts/test_gated.py"
@@ -102,10 +103,10 @@ _DERIVATIVES = (
 _OPTIONS = (
     M(
         "options.cpp",
-        "k > 1 && reaches(k - 1)",
-        "false",
+        "static_cast<int64_t>(*p * length)",
+        "static_cast<int64_t>(*p * length) + 1",
         "p = k / N reads k + 1 columns",
-        (_FORWARD,),
+        (_FORWARD, _PAPER),
     ),
     M("options.cpp", "k < n && !reaches(k)", "false", "p = k / N reads k - 1 columns", (_FORWARD,)),
     M("options.cpp", "!p || (*p > 0 && *p <= 1)", "!p || *p <= 1", "p = 0 is taken", (_ERRORS,)),

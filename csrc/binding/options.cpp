@@ -30,9 +30,9 @@ int64_t stat_columns(std::optional<double> p, int64_t n) {
   if (!p || *p == 1 || n == 0) return n;
   const double length = static_cast<double>(n);
   const auto reaches = [&](int64_t k) { return static_cast<double>(k) / length >= *p; };
-  // The product is off by roundings: a step to either side, or none.
+  // Rounded, the product may have passed the whole number above it, and not the one after that: k - 1 does
+  // not reach p for any n below 2^52.
   int64_t k = std::clamp(static_cast<int64_t>(*p * length), int64_t{1}, n);
-  while (k > 1 && reaches(k - 1)) k--;
   while (k < n && !reaches(k)) k++;
   return k;
 }

@@ -100,6 +100,8 @@ IN_DIMS = [
     (None, 0, None),
     (None, 1, 1),
     (None, None, 0),
+    (0, None, 0),
+    (1, None, 1),
     (0, 0, None),
     (1, -1, 0),
     (2, 0, 1),

@@ -216,6 +216,23 @@ def test_lazy_negation(device):
     assert same_bits(F.rms_norm(x, 10), F.rms_norm(x.clone(), 10))
 
 
+@pytest.mark.parametrize("rows", [(), (3,)], ids=str)
+def test_weight_and_bias_with_strides(device, rows):
+    """A column of a matrix, and every second number: the same bits as contiguous ones."""
+    x = numbers((2, 3, 40), torch.float32, device, 0)
+    w = numbers((*rows, 40, 3), torch.float32, device, 1)[..., 1]
+    b = numbers((*rows, 80), torch.float32, device, 2)[..., ::2]
+    assert not w.is_contiguous()
+    assert not b.is_contiguous()
+    found = F.rms_norm(x, 40, w, bias=b)
+    assert same_bits(found, F.rms_norm(x, 40, w.contiguous(), bias=b.contiguous()))
+    x.requires_grad_()
+    dx, expected = (
+        torch.autograd.grad(F.rms_norm(x, 40, weight).sum(), x)[0] for weight in (w, w.contiguous())
+    )
+    assert same_bits(dx, expected)
+
+
 def test_several_normalised_dimensions(device):
     x = numbers((2, 3, 4, 5), torch.float32, device, 9)
     w, b = numbers((4, 5), torch.float32, device, 10), numbers((4, 5), torch.float32, device, 11)
