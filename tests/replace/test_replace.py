@@ -166,6 +166,11 @@ def test_other_arithmetic_is_left_alone(rule) -> None:
     assert type(model[1]) is Norm
 
 
+def test_a_layer_norm_is_left_alone_by_its_name() -> None:
+    report = replace_rms_norm_(model_of(nn.LayerNorm(N)))
+    assert report.left == {"1": "a LayerNorm, which subtracts the mean"}
+
+
 def test_what_has_more_than_arithmetic_is_left_alone() -> None:
     hooked = Norm(llama)
     hooked.register_forward_hook(lambda *_: None)

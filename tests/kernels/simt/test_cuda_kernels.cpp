@@ -339,6 +339,23 @@ void long_sums(Checker& check, Dtype x) {
                [&] { return "dw of many rows, " + std::to_string(which); });
   }
 
+  // Rows side by side put their sums away where the activations of the next ones are kept, whoever is first.
+  s.n = s.k = 8 * 16 / size_of(x), s.rows = 16 * (cuda::kSpan + 1);
+  for (simt::schedule = 0; simt::schedule < 4; ++simt::schedule) {
+    BackwardProblem beside(s, random, cuda::backward_workspace);
+    fill(beside.x, 1), fill(beside.dy, 1), fill(beside.rstd, 1);
+    for (int64_t i = 0; i < beside.z.count(); ++i) beside.z.set(i, 40);
+    Backward sums = beside.args();
+    sums.dx = sums.dz = nullptr;
+    cuda::Plan small = cuda::plan_of(sums, simt::arch);
+    check.that(small.rows_per_block == 16, [] { return std::string("16 rows side by side"); });
+    small.max_grid = 1;
+    run(check, s, cuda::run(sums, small, nullptr));
+    for (int64_t j = 0; j < s.n; ++j) {
+      check.near(beside.dw[j], s.rows, 0, [] { return std::string("dw of gated rows side by side"); });
+    }
+  }
+  simt::schedule = 0;
   s.gate = Gate::none, s.sigmoid = false;
 
   // A row over a whole block, whose partial is put away three times: of ones, dw is their number.
