@@ -199,16 +199,22 @@ def test_a_missing_tool_is_a_failed_stage() -> None:
 def test_the_probe_finds_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     import fused_rmsnorm.functional as ours
 
-    norm, add = ours.rms_norm, ours.add_rms_norm
-    monkeypatch.setattr(gpu, "PROBED", (100,))
-    gpu.probe("cpu")
-    with monkeypatch.context() as m:
-        m.setattr(ours, "rms_norm", lambda *a, **k: norm(*a, **k) * 1.01)
-        with pytest.raises(RuntimeError, match="y of 70 x 100"):
-            gpu.probe("cpu")
-    monkeypatch.setattr(ours, "add_rms_norm", lambda *a, **k: add(*a, **{**k, "p": None}))
-    with pytest.raises(RuntimeError, match="in wider rows"):
-        gpu.probe("cpu")
+    norm, add, gated = ours.rms_norm, ours.add_rms_norm, ours.rms_norm_gated
+
+    def wrong_rows(x: torch.Tensor, n: int, w: torch.Tensor, *a: object, **k: object) -> object:
+        return norm(x, n, w.flip(0) if w.dim() > 1 else w, *a, **k)
+
+    gpu.probe("cpu", (100,))
+    for name, wrong, said in (
+        ("rms_norm", lambda *a, **k: norm(*a, **k) * 1.01, r"y of \(35, 2, 100\).* plain"),
+        ("rms_norm", wrong_rows, "per sample"),
+        ("add_rms_norm", lambda *a, **k: add(*a, **{**k, "p": None}), "in wider rows"),
+        ("rms_norm_gated", lambda x, z, *a, **k: gated(x, z * 1.02, *a, **k), "before a gate"),
+    ):
+        with monkeypatch.context() as m:
+            m.setattr(ours, name, wrong)
+            with pytest.raises(RuntimeError, match=said):
+                gpu.probe("cpu", (100,))
 
 
 def ensure(folder: Path, text: str) -> "subprocess.CompletedProcess[str]":
