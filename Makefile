@@ -63,6 +63,9 @@ gpu: | $(READY)
 
 # A file of tests is one worker's; as many workers as processors, where pytest-xdist is there.
 WORKERS ?= $(shell nproc)
+# Threads that wait for each other sleep. Spinning, they take the processors from the other workers' compilers,
+# and a test of half a minute took five.
+test: export OMP_WAIT_POLICY ?= passive
 test: $(STAMPS)/built $(STAMPS)/requirements-test $(STAMPS)/benchmarks-requirements
 	$(PY) -m pytest $(if $(shell $(PY) -c "import xdist; print(1)" 2>/dev/null),-n $(WORKERS) --dist loadfile) \
 	  $(PYTEST_ARGS)

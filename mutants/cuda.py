@@ -13,13 +13,13 @@ _ROWS = (
     ),
     M("forward_rows.cuh", "c + j < k", "c + j <= k", "the statistic reads one column more"),
     M(
-        "forward_rows.cuh",
-        "sizeof(X) < sizeof(T) && f.llama",
+        "affine.cuh",
+        "sizeof(X) < sizeof(T) && call.llama",
         "false",
         "Llama's rounding is left out",
     ),
     M(
-        "forward_rows.cuh",
+        "affine.cuh",
         "multiply_add(out[j], scale[j], bias[j])",
         "out[j] * scale[j]",
         "the bias is left out",

@@ -21,12 +21,17 @@ struct Types {
   static constexpr bool kLlama = kLlamaMode;
   // What weights and dy can bring.
   static constexpr Nans kNans = sizeof(W) == 2 && sizeof(Y) == 2 ? Nans::upper : Nans::any;
-  // Whether common calls have kernels of their own: in the dtypes that people train and serve in, since
-  // each takes its time to compile.
-  static constexpr bool kOneType = !kLlama && sizeof(W) == sizeof(X);
-  static constexpr bool kSettled =
-      kSettleCommonCalls && sizeof(X) < 8 && (kOneType || (kIsBf16<X> && sizeof(Y) == sizeof(X)));
 };
+
+// Whether common calls have kernels of their own: in the dtypes that people train and serve in, since
+// each takes its time to compile, and those with a gate the longest.
+template <class Types, Gate kGate>
+constexpr bool kSettled = [] {
+  constexpr int x = sizeof(typename Types::X);
+  if (!kSettleCommonCalls || x == 8 || sizeof(typename Types::Y) != x) return false;
+  if (kIsBf16<typename Types::X>) return true;
+  return sizeof(typename Types::W) == x && !Types::kLlama && (kGate == Gate::none || x == 4);
+}();
 
 // visit(Types<...>{}) of the combination asked for; norm.h lists them all.
 template <class X, class Visit>
@@ -78,7 +83,7 @@ void visit_gated_types(const Call& call, Visit visit) {
 // Whether writing past the caches is settled before the loops, too. Where it is not, half as much is
 // compiled; beside a gate the question for each pack is 1 or 2 % of the instructions.
 template <class Types, Gate kGate>
-constexpr bool kSettleStream = Types::kSettled && kGate == Gate::none;
+constexpr bool kSettleStream = kSettled<Types, kGate> && kGate == Gate::none;
 
 }  // namespace
 }  // namespace fused_rmsnorm::cpu

@@ -18,7 +18,7 @@ constexpr int64_t kAddBytes = 32768;  // of x that are added to their residual b
 
 // What is asked of every element of a call, settled before the loops.
 struct ForwardOptions {
-  bool plain;  // one row of weight, neither offset nor bias nor gate. Else the steps look for them
+  bool plain;  // one row of weight, neither offset nor bias. Else the steps look for them
   bool add;    // x + residual; only where plain
   Gate gate;
 };
@@ -226,6 +226,10 @@ template <class X>
   }
 }
 
+inline bool is_plain(const Forward& f) {
+  return f.weight && f.weight_rows == 1 && !f.bias && f.weight_offset == 0;
+}
+
 // Any call without a gate. A fused add takes two steps for a few rows at a time, which the caches hold.
 template <class Types>
 void general_forward(const Forward& f, int64_t begin, int64_t end, bool stream) {
@@ -244,6 +248,9 @@ void general_forward(const Forward& f, int64_t begin, int64_t end, bool stream) 
 template <Gate kGate>
 void gated_forward(const Forward& f, int64_t begin, int64_t end, bool stream) {
   visit_gated_types<kGate>(f, [&]<class Types>(Types) {
+    if constexpr (kSettled<Types, kGate>) {
+      if (is_plain(f)) return forward_rows<Types, ForwardOptions{true, false, kGate}>(f, begin, end, stream);
+    }
     forward_rows<Types, ForwardOptions{false, false, kGate}>(f, begin, end, stream);
   });
 }
@@ -251,9 +258,9 @@ void gated_forward(const Forward& f, int64_t begin, int64_t end, bool stream) {
 void forward(const Forward& f, int64_t begin, int64_t end, bool stream) {
   if (f.gate == Gate::first) return gated_forward<Gate::first>(f, begin, end, stream);
   if (f.gate == Gate::last) return gated_forward<Gate::last>(f, begin, end, stream);
-  const bool plain = f.weight && f.weight_rows == 1 && !f.bias && f.weight_offset == 0;
+  const bool plain = is_plain(f);
   visit_types(f, [&]<class Types>(Types) {
-    if constexpr (Types::kSettled) {
+    if constexpr (kSettled<Types, Gate::none>) {
       constexpr ForwardOptions kNorm{true, false, Gate::none}, kAdd{true, true, Gate::none};
       if (plain && !f.residual.data) return forward_rows<Types, kNorm>(f, begin, end, stream);
       if (plain) return forward_rows<Types, kAdd>(f, begin, end, stream);

@@ -40,6 +40,29 @@ __device__ __forceinline__ void load_scale(const void* weight, double offset, T 
   }
 }
 
+// What columns of x, in `out`, become by a norm; load_scale and load_bias fill their argument. For the
+// forward's y, and for the backward of a gate that multiplies it.
+template <class X, class Call, class T, int V, class LoadScale, class LoadBias>
+__device__ __forceinline__ void normalise_in(const Call& call, T (&out)[V], T r, LoadScale load_scale,
+                                             LoadBias load_bias) {
+#pragma unroll
+  for (int j = 0; j < V; ++j) out[j] *= r;
+  if (sizeof(X) < sizeof(T) && call.llama) widen(narrowed<X>(out), out);
+  if (call.weight) {
+    T scale[V];
+    load_scale(scale);
+    if (call.bias) {
+      T bias[V];
+      load_bias(bias);
+#pragma unroll
+      for (int j = 0; j < V; ++j) out[j] = multiply_add(out[j], scale[j], bias[j]);
+    } else {
+#pragma unroll
+      for (int j = 0; j < V; ++j) out[j] *= scale[j];
+    }
+  }
+}
+
 // Of the first blocks, the weight comes from device memory. So that it is not only after the sum that it
 // starts on its way, a word of each 128 bytes is asked for, and not waited for.
 template <class W>

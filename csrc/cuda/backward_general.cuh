@@ -70,23 +70,33 @@ class GeneralBackward {
     widen(x, in.v.v);
     return in;
   }
-  // Multiplies what is normalised, or its gradient, by act(z). keep(piece, values, slopes) gets what was
-  // computed for that, four numbers at a time.
-  template <class Keep>
-  __device__ __forceinline__ void take_gate(Columns& in, Keep keep) const {
-    const bool first = b_.gate == Gate::first;
+  // act(z) and act'(z) of a vector of columns, four numbers at a time: take(piece, values, slopes).
+  template <class Take>
+  __device__ __forceinline__ void activations(const Vec<X, V>& z, Take take) const {
 #pragma unroll
     for (int piece = 0; piece < V / 4; ++piece) {
       Vec<float, 4> value, slope;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const int q = 4 * piece + j;
-        const Activation act = activate_with_slope(widen(in.z.v[q]), b_.sigmoid);
+        const Activation act = activate_with_slope(widen(z.v[4 * piece + j]), b_.sigmoid);
         value.v[j] = act.value, slope.v[j] = act.slope;
-        first ? in.v.v[q] *= act.value : in.g[q] *= act.value;
+      }
+      take(piece, value, slope);
+    }
+  }
+  // Multiplies what is normalised, or its gradient, by act(z). keep(piece, values, slopes) gets what was
+  // computed for that.
+  template <class Keep>
+  __device__ __forceinline__ void take_gate(Columns& in, Keep keep) const {
+    const bool first = b_.gate == Gate::first;
+    activations(in.z, [&](int piece, const Vec<float, 4>& value, const Vec<float, 4>& slope) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int q = 4 * piece + j;
+        first ? in.v.v[q] *= value.v[j] : in.g[q] *= value.v[j];
       }
       keep(piece, value, slope);
-    }
+    });
   }
   __device__ __forceinline__ T dot(const Columns& in, int c, T sum) const {
     T scale[V];
@@ -129,13 +139,10 @@ class GeneralBackward {
   }
   // The same, where they have not been kept.
   __device__ __forceinline__ void finish_afresh(int c, T r, T coefficient) const {
-    const auto z = load_row(b_.z, c);
     Vec<T, V> value, slope;
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const Activation act = activate_with_slope(widen(z.v[j]), b_.sigmoid);
-      value.v[j] = act.value, slope.v[j] = act.slope;
-    }
+    activations(load_row(b_.z, c), [&](int piece, auto& values, auto& slopes) {
+      value.piece(piece) = values.piece(0), slope.piece(piece) = slopes.piece(0);
+    });
     finish(c, r, coefficient, [&] { return value; }, [&] { return slope; });
   }
 
@@ -152,24 +159,12 @@ class GeneralBackward {
   }
   // What a last gate multiplies.
   __device__ __forceinline__ void norm_of(const Vec<T, V>& v, int c, T r, T (&norm)[V]) const {
-    const bool rounds = sizeof(X) < sizeof(T) && b_.llama;
 #pragma unroll
-    for (int j = 0; j < V; ++j) norm[j] = v.v[j] * r;
-    if (rounds) widen(narrowed<X>(norm), norm);
-    if (b_.weight) {
-      T scale[V];
-      make_scale(c, scale);
-      if (b_.bias) {
-        T bias[V];
-        load_weight(b_.bias, c, bias);
-#pragma unroll
-        for (int j = 0; j < V; ++j) norm[j] = multiply_add(norm[j], scale[j], bias[j]);
-      } else {
-#pragma unroll
-        for (int j = 0; j < V; ++j) norm[j] *= scale[j];
-      }
-    }
-    if (rounds && !wide()) widen(narrowed<X>(norm), norm);
+    for (int j = 0; j < V; ++j) norm[j] = v.v[j];
+    normalise_in<X>(
+        b_, norm, r, [&](T(&scale)[V]) { make_scale(c, scale); },
+        [&](T(&bias)[V]) { load_weight(b_.bias, c, bias); });
+    if (sizeof(X) < sizeof(T) && b_.llama && !wide()) widen(narrowed<X>(norm), norm);
   }
 
   __device__ __forceinline__ int n() const { return static_cast<int>(b_.n); }

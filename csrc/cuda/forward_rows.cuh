@@ -39,28 +39,6 @@ __device__ __forceinline__ T rstd_of(const Forward& f, T squares_sum) {
   return inverse_sqrt(squares_sum / static_cast<T>(f.k) + static_cast<T>(f.eps));
 }
 
-// What x's columns, in `out`, become before they are stored; load_scale and load_bias fill their argument.
-template <class X, class T, int V, class LoadScale, class LoadBias>
-__device__ __forceinline__ void normalise_in(const Forward& f, T (&out)[V], T r, LoadScale load_scale,
-                                             LoadBias load_bias) {
-#pragma unroll
-  for (int j = 0; j < V; ++j) out[j] *= r;
-  if (sizeof(X) < sizeof(T) && f.llama) widen(narrowed<X>(out), out);
-  if (f.weight) {
-    T scale[V];
-    load_scale(scale);
-    if (f.bias) {
-      T bias[V];
-      load_bias(bias);
-#pragma unroll
-      for (int j = 0; j < V; ++j) out[j] = multiply_add(out[j], scale[j], bias[j]);
-    } else {
-#pragma unroll
-      for (int j = 0; j < V; ++j) out[j] *= scale[j];
-    }
-  }
-}
-
 // y of a vector of columns.
 template <class Y, class T, class X, int V, class LoadScale, class LoadBias>
 __device__ __forceinline__ Vec<Y, V> normalise(const Forward& f, const Vec<X, V>& x, T r,

@@ -50,9 +50,9 @@ constexpr int kForwardShapes = 10, kBackwardShapes = 9;  // 1024 x 4 has no regi
 constexpr int kClusterShape = 8;                         // the first that also serves clusters
 constexpr int kResidentThreads = 512;                    // of a multiprocessor, with 128 registers each
 
-constexpr int block_of(Shape s) { return s.threads < 128 ? 128 : s.threads; }
+constexpr int block_of(int row_threads) { return row_threads < 128 ? 128 : row_threads; }
 template <int kShape>
-constexpr int kBlock = block_of(kShapes[kShape]);
+constexpr int kBlock = block_of(kShapes[kShape].threads);
 template <int kShape>
 constexpr int kResident = kBlock<kShape> < kResidentThreads ? kResidentThreads / kBlock<kShape> : 1;
 
@@ -99,7 +99,7 @@ constexpr Plan row_plan(int64_t n, Dtype x, const Architecture& a, int count) {
   const auto take = [&p](Family family, int shape, int cluster) {
     const Shape s = kShapes[shape];
     p.family = family, p.shape = shape, p.threads = s.threads, p.items = s.items, p.cluster = cluster;
-    p.rows_per_block = block_of(s) / s.threads;
+    p.rows_per_block = block_of(s.threads) / s.threads;
   };
   const auto usable = [&](int shape, bool cluster) {
     return serves(shape, size_of(x), cluster) && serves_on(a.clusters, shape, cluster);
@@ -140,7 +140,7 @@ constexpr Plan backward_plan(int64_t n, Dtype x, Dtype dy, int arch) {
   const Architecture a = architecture(arch);
   Plan p = row_plan(n, x, a, kBackwardShapes);
   if (p.family != Family::two_pass) {
-    const int block = block_of(kShapes[p.shape]);
+    const int block = block_of(kShapes[p.shape].threads);
     const int runs = p.cluster > 1 ? p.items : p.rows_per_block, columns = block * p.items * p.vector / runs;
     const int stage = runs * (image_bytes(columns, p.vector, static_cast<int>(size_of(x))) +
                               image_bytes(columns, p.vector, static_cast<int>(size_of(dy))));
@@ -166,12 +166,15 @@ constexpr int64_t partials_of(const Plan& p, int64_t rows, int64_t weight_rows =
 
 // Calls with a gate or a weight of several rows (forward_general.cuh, backward_general.cuh): fewer vectors a
 // thread, which holds more of each, and neither clusters nor rows in flight.
-constexpr Shape kGeneralShapes[] = {{8, 1, 1, 1},  {16, 1, 1, 1},  {32, 1, 1, 1},  {32, 2, 1, 1},
-                                    {64, 2, 1, 1}, {128, 2, 1, 1}, {256, 2, 1, 1}, {512, 2, 1, 1}};
+struct GeneralShape {
+  int threads, items;
+};
+constexpr GeneralShape kGeneralShapes[] = {{8, 1},  {16, 1},  {32, 1},  {32, 2},
+                                           {64, 2}, {128, 2}, {256, 2}, {512, 2}};
 constexpr int kGeneralCount = 8;
 constexpr int kGeneralLongThreads = 512;  // two_pass
 template <int kThreads>
-constexpr int kGeneralBlock = block_of({kThreads, 1, 1, 1});
+constexpr int kGeneralBlock = block_of(kThreads);
 
 constexpr Plan general_two_pass(Dtype x) {
   return {Family::two_pass, -1,        static_cast<int>(16 / size_of(x)), kGeneralLongThreads, 1, 1, 1, 1,
@@ -180,10 +183,10 @@ constexpr Plan general_two_pass(Dtype x) {
 constexpr Plan general_forward_plan(int64_t n, Dtype x) {
   const int vector = static_cast<int>(16 / size_of(x));
   for (int i = 0; i < kGeneralCount; ++i) {
-    const Shape s = kGeneralShapes[i];
+    const GeneralShape s = kGeneralShapes[i];
     if (!serves(i, size_of(x), false) || ceil_div(n, vector) > int64_t{s.threads} * s.items) continue;
-    return {Family::registers,       i, vector, s.threads,     s.items,
-            block_of(s) / s.threads, 1, 1,      kScratchBytes, kMaxBlocks};
+    return {Family::registers, i,         vector, s.threads, s.items, block_of(s.threads) / s.threads, 1, 1,
+            kScratchBytes,     kMaxBlocks};
   }
   return general_two_pass(x);
 }

@@ -24,7 +24,7 @@ const char* with_shape(const Plan& p, Run run) {
 template <class X, class Run>
 const char* with_general_shape(const Plan& p, Run run) {
   return with_shape<X, kGeneralCount>(p, [&](auto number, auto) {
-    constexpr Shape s = kGeneralShapes[decltype(number)::value];
+    constexpr GeneralShape s = kGeneralShapes[decltype(number)::value];
     return run(std::integral_constant<int, s.threads>{}, std::integral_constant<int, s.items>{});
   });
 }

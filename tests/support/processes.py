@@ -1,6 +1,7 @@
 """Other processes, run to their end."""
 
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 # Before Python 3.14 a thread that wants the interpreter while that ends is ended by it, and C++
@@ -10,10 +11,31 @@ from typing import Any
 ABORTED = "terminate called without an active exception"
 
 
-def completed(command: list[str], **options: Any) -> "subprocess.CompletedProcess[str]":
-    """subprocess.run with its output as text; that abort, and nothing else, is tried again."""
-    for _ in range(3):
-        done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-        if ABORTED not in done.stderr:
+def completed_together(
+    commands: Callable[[int], list[list[str]]], timeout: float | None = None, **options: Any
+) -> list["subprocess.CompletedProcess[str]"]:
+    """commands(attempt), run at the same time, with their output as text; where one ends by that
+    abort, and by nothing else, all are tried again."""
+    for attempt in range(3):
+        running = [
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+            )
+            for command in commands(attempt)
+        ]
+        try:
+            told = [process.communicate(timeout=timeout) for process in running]
+        finally:
+            for process in running:
+                process.kill()
+        if attempt == 2 or not any(ABORTED in err for _, err in told):
             break
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *output)
+        for process, output in zip(running, told, strict=True)
+    ]
+
+
+def completed(command: list[str], **options: Any) -> "subprocess.CompletedProcess[str]":
+    (done,) = completed_together(lambda attempt: [command], **options)
     return done

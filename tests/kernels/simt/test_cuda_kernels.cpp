@@ -55,7 +55,7 @@ std::vector<int64_t> lengths(Dtype x, int arch, Asked asked) {
   const int64_t v = 16 / size_of(x);
   std::vector<int64_t> all = {1, 2, 3, v, v + 1};
   const auto edges = [&](const auto& shapes) {
-    for (const cuda::Shape& s : shapes) {
+    for (const auto& s : shapes) {
       const int64_t most = v * s.threads * s.items;
       for (int64_t n : {most - v, most - 1, most, most + 1}) all.push_back(n);
     }
