@@ -40,13 +40,11 @@ __device__ __forceinline__ void load_scale(const void* weight, double offset, T 
   }
 }
 
-// What columns of x, in `out`, become by a norm; load_scale and load_bias fill their argument. For the
+// The norm of columns of which `out` holds x * r; load_scale and load_bias fill their argument. For the
 // forward's y, and for the backward of a gate that multiplies it.
 template <class X, class Call, class T, int V, class LoadScale, class LoadBias>
-__device__ __forceinline__ void normalise_in(const Call& call, T (&out)[V], T r, LoadScale load_scale,
+__device__ __forceinline__ void apply_weight(const Call& call, T (&out)[V], LoadScale load_scale,
                                              LoadBias load_bias) {
-#pragma unroll
-  for (int j = 0; j < V; ++j) out[j] *= r;
   if (sizeof(X) < sizeof(T) && call.llama) widen(narrowed<X>(out), out);
   if (call.weight) {
     T scale[V];

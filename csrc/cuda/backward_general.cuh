@@ -89,7 +89,7 @@ class GeneralBackward {
   template <class Keep>
   __device__ __forceinline__ void take_gate(Columns& in, Keep keep) const {
     const bool first = b_.gate == Gate::first;
-    activations(in.z, [&](int piece, const Vec<float, 4>& value, const Vec<float, 4>& slope) {
+    activations(in.z, [&](int piece, Vec<float, 4>& value, Vec<float, 4>& slope) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int q = 4 * piece + j;
@@ -160,9 +160,9 @@ class GeneralBackward {
   // What a last gate multiplies.
   __device__ __forceinline__ void norm_of(const Vec<T, V>& v, int c, T r, T (&norm)[V]) const {
 #pragma unroll
-    for (int j = 0; j < V; ++j) norm[j] = v.v[j];
-    normalise_in<X>(
-        b_, norm, r, [&](T(&scale)[V]) { make_scale(c, scale); },
+    for (int j = 0; j < V; ++j) norm[j] = v.v[j] * r;
+    apply_weight<X>(
+        b_, norm, [&](T(&scale)[V]) { make_scale(c, scale); },
         [&](T(&bias)[V]) { load_weight(b_.bias, c, bias); });
     if (sizeof(X) < sizeof(T) && b_.llama && !wide()) widen(narrowed<X>(norm), norm);
   }

@@ -39,6 +39,15 @@ __device__ __forceinline__ T rstd_of(const Forward& f, T squares_sum) {
   return inverse_sqrt(squares_sum / static_cast<T>(f.k) + static_cast<T>(f.eps));
 }
 
+// What x's columns, in `out`, become before they are stored.
+template <class X, class T, int V, class LoadScale, class LoadBias>
+__device__ __forceinline__ void normalise_in(const Forward& f, T (&out)[V], T r, LoadScale load_scale,
+                                             LoadBias load_bias) {
+#pragma unroll
+  for (int j = 0; j < V; ++j) out[j] *= r;
+  apply_weight<X>(f, out, load_scale, load_bias);
+}
+
 // y of a vector of columns.
 template <class Y, class T, class X, int V, class LoadScale, class LoadBias>
 __device__ __forceinline__ Vec<Y, V> normalise(const Forward& f, const Vec<X, V>& x, T r,
