@@ -140,7 +140,7 @@ _GENERAL = (
     ),
     M(
         "backward_general.cuh",
-        "rounds && !wide()",
+        "b_.llama && !wide()",
         "false",
         "dz is of a row that was not rounded",
         _GENERAL_TESTS,
