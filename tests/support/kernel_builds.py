@@ -17,8 +17,8 @@ def run(*command: object) -> str:
 
 
 def objects() -> str:
-    """What the library was linked of, where make has just built it: its kernels serve the plain build,
-    and are not compiled twice."""
+    """What the library was linked of, where make has just built it: for the plain build, so that
+    nothing is compiled twice."""
     folder = os.environ.get("FUSED_RMSNORM_BUILD_DIR")
     found = Path(folder).glob("CMakeFiles/fused_rmsnorm_kernels.dir/csrc/cpu/*.o") if folder else ()
     return ";".join(sorted(str(p.resolve()) for p in found))
