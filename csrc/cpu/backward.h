@@ -308,8 +308,8 @@ void backward_chunks(const Backward& b, const Chunks& plan, int64_t begin, int64
     const int64_t size = plan.rows_per_partial * plan.stride;
     T* const dw = b.dw ? partial : nullptr;
     T* const db = b.db ? partial + (b.dw ? size : 0) : nullptr;
-    // To what leaves a first row as it is, its zeros' signs included: dy is added to -0; x * dy * r by an
-    // fma, to +0.
+    // The sums start from what leaves the first row's numbers as they are, signs of zeros included: dy is
+    // added to -0, and x * dy * r, by an fma, to +0.
     if (dw) fill(dw, size, T{0});
     if (db) fill(db, size, -T{0});
     const int64_t start = first_row(b, plan, c / plan.count), end_of_run = start + plan.rows_per_run;

@@ -32,8 +32,8 @@ namespace {
   return sigmoid ? s : z * s;
 }
 
-// What the steps beside a gate look for; without one there is nothing to carry, or short rows pay for it
-// (9 instructions a row of the plain forward).
+// What the steps of gated norms ask for. Without a gate this is empty: to carry it costs the plain forward
+// 9 instructions a row.
 template <bool kGated>
 struct GateOptions {
   bool sigmoid, llama;
@@ -59,11 +59,11 @@ struct Activation {
   return {z * s, s + z * sc};
 }
 
-// What the statistic of a row computed of its gate, for the write of the row: an exponential costs as many
-// instructions as the rest of a step. Rows that do not fit, or whose packs the write cuts elsewhere, have it
-// computed twice: row() is null.
+// Keeps what the statistic of a row computed from its gate until the row is written: an exponential costs as
+// many instructions as the rest of a step. For rows that do not fit, and for those whose write begins its
+// packs elsewhere, row() is null, and it is computed twice.
 //
-// 64 KiB, which a thread's stack has and the second level of its caches.
+// 64 KiB: a thread's stack has room for them, and so has the second level of its caches.
 constexpr int64_t kStashFloats = 16384;
 
 template <int kValues>

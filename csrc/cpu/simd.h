@@ -44,8 +44,8 @@ template <class T>
 using Vec = typename VecOf<T>::type;
 using Words = Vec<uint32_t>;
 
-// What the instruction set does with one vector of T: fma, sqrt, sum; of floats min and max, too (y, where it
-// is NaN).
+// What the instruction set does with vectors of T: fma(x, y, z), sqrt(x), sum(x); for floats also min(x, y)
+// and max(x, y), which are y where y is NaN.
 template <class T>
 struct Native;
 

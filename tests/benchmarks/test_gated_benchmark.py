@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.gated import __main__ as gated
+from benchmarks.gated import pair
 
 
 def test_runs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,6 +21,18 @@ def test_runs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     text = (tmp_path / "gated.md").read_text()
     assert text in capsys.readouterr().out
     assert sum(line.startswith("| qwen3 ") for line in text.splitlines()) == 2
+
+
+def test_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--tokens", "1", "3", "--dtypes", "bfloat16", "--seconds", "0.01"]
+    assert pair.main([*args, "--out", str(tmp_path)]) == 0
+    entries = json.loads((tmp_path / "pair.json").read_text())["entries"]
+    assert {(e["tokens"], e["direction"]) for e in entries.values()} == {
+        (tokens, direction) for tokens in (1, 3) for direction in gated.DIRECTIONS
+    }
+    text = (tmp_path / "pair.md").read_text()
+    assert text in capsys.readouterr().out
+    assert sum(line.startswith(("| 1 ", "| 3 ")) for line in text.splitlines()) == 4
 
 
 def test_peers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 import functools
 import os
+import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 from reference import FLOATS, Options, same_bits
 
 from fused_rmsnorm import functional as F
+
+SUPPORT = Path(__file__).parents[1] / "support"
 
 # Longer than a block of rows, and rows enough that every thread gets some (32768 elements each).
 SIZES = [(3000, 33), (600, 256), (100, 1000), (40, 4100), (3, 70000)]
@@ -247,15 +251,17 @@ INSTRUCTION_SETS = {
 }
 
 
+def unasked() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
+
+
 @functools.cache
 def capability_of_this_machine() -> str:
     """What torch chooses by itself, whatever this run of the tests has been told."""
-    env = {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
     code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
     command = [sys.executable, "-c", code]
-    return subprocess.run(
-        command, env=env, check=True, capture_output=True, text=True
-    ).stdout.strip()
+    done = subprocess.run(command, env=unasked(), check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 @pytest.mark.parametrize("capability", INSTRUCTION_SETS)
@@ -270,7 +276,7 @@ def test_every_instruction_set(capability):
     if torchs != "DEFAULT" and (here not in order or order.index(here) < order.index(torchs)):
         pytest.skip(f"this processor has no {torchs}: torch's best here is {here}")
     done = subprocess.run(
-        [sys.executable, "-c", CAPABILITY, str(Path(__file__).parents[1] / "support")],
+        [sys.executable, "-c", CAPABILITY, str(SUPPORT)],
         env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
         capture_output=True,
         text=True,
@@ -278,3 +284,23 @@ def test_every_instruction_set(capability):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in ((expected, "NEON") if capability == "default" else (expected,))
+
+
+PROCESSORS = {"EPYC-Rome": "AVX2", "Nehalem": "baseline"}  # of the emulator: the best kernels there
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these processors are x86-64")
+@pytest.mark.skipif(not shutil.which("qemu-x86_64"), reason="qemu-x86_64 (qemu-user) is missing")
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_every_processor(processor):
+    """On one that has no AVX-512, or no AVX: an instruction that it lacks would end the process."""
+    python = os.path.realpath(sys.executable)  # not a link into a virtual environment
+    done = subprocess.run(
+        ["qemu-x86_64", "-cpu", processor, python, "-c", CAPABILITY, str(SUPPORT)],
+        env={**unasked(), "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == PROCESSORS[processor]

@@ -37,5 +37,6 @@ def completed_together(
 
 
 def completed(command: list[str], **options: Any) -> "subprocess.CompletedProcess[str]":
+    """One process, likewise."""
     (done,) = completed_together(lambda attempt: [command], **options)
     return done

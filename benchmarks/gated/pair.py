@@ -1,0 +1,123 @@
+"""``python -m benchmarks.gated.pair``: what a norm of queries and keys in one call could save.
+
+Qwen3's QK-norm: rows of 128, 16 heads of queries under one weight and 8 of keys under another. Two
+calls, as models write it, against one call over all 24 heads as one tensor, under a weight with a
+row for each head: the least that a function of two tensors would cost. Writes pair.json and pair.md
+to benchmarks/results/<hardware>.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..harness import tables
+from ..harness.environment import environment, hardware_slug, keep_freed_memory
+from ..harness.results import RESULTS, Results
+from ..harness.timing import Contender, measure, time_cuda, time_host
+
+__all__ = ["main", "markdown", "time_pair"]
+
+QUERIES, KEYS, WIDTH, EPS = 16, 8, 128, 1e-6
+TOKENS = (1, 16, 128, 2048)
+NAMES = ("two calls", "one call")
+
+
+def time_pair(
+    tokens: int, dtype: torch.dtype, backward: bool, device: torch.device, seconds: float
+) -> dict[str, Any]:
+    """An entry of the results. RuntimeError if the two are not the same function, bit for bit."""
+    from fused_rmsnorm.functional import rms_norm
+
+    torch.manual_seed(0)
+    heads = torch.randn(tokens, QUERIES + KEYS, WIDTH, device=device).to(dtype).requires_grad_()
+    apart = [t.detach().contiguous().requires_grad_() for t in heads.split([QUERIES, KEYS], 1)]
+    weights = [torch.randn(WIDTH, device=device).to(dtype).requires_grad_() for _ in range(2)]
+    by_head = torch.stack([*[weights[0]] * QUERIES, *[weights[1]] * KEYS]).detach()
+    by_head.requires_grad_()
+    dy = torch.randn(heads.shape, device=device).to(dtype)
+    dy_apart = [t.contiguous() for t in dy.split([QUERIES, KEYS], 1)]
+
+    def two(apart: list[Tensor]) -> list[Tensor]:
+        return [rms_norm(x, WIDTH, w, EPS) for x, w in zip(apart, weights, strict=True)]
+
+    def one(heads: Tensor) -> Tensor:
+        return rms_norm(heads, WIDTH, by_head, EPS)
+
+    def step_of_two(apart: list[Tensor]) -> object:
+        return torch.autograd.grad(two(apart), [*apart, *weights], dy_apart)
+
+    def step_of_one(heads: Tensor) -> object:
+        return torch.autograd.grad(one(heads), [heads, by_head], dy)
+
+    with torch.set_grad_enabled(backward):
+        if not torch.equal(torch.cat(two(apart), 1), one(heads)):
+            raise RuntimeError(f"{tokens} tokens, {dtype}: one call is not the two")
+        contenders = [
+            Contender("two calls", step_of_two if backward else two, [apart]),
+            Contender("one call", step_of_one if backward else one, [heads]),
+        ]
+        timer = time_cuda if device.type == "cuda" else time_host
+        times = measure(contenders, seconds=seconds, timer=timer)
+    return {
+        "tokens": tokens,
+        "dtype": str(dtype).removeprefix("torch."),
+        "direction": "forward+backward" if backward else "forward",
+        "times": times,
+    }
+
+
+def markdown(data: dict[str, Any]) -> str:
+    """The table of a results file."""
+    rows = []
+    for e in data["entries"].values():
+        times = tables.times_of(e)
+        two, one = (times[name] for name in NAMES)
+        spreads = [tables.spread(t, 1e6, 1) for t in (two, one)]
+        saved = f"{(two.median - one.median) * 1e6:.1f}"
+        rows.append([str(e["tokens"]), e["dtype"], e["direction"], *spreads, saved])
+    header = ["tokens", "dtype", "direction", *[f"{n}, us" for n in NAMES], "saved, us"]
+    lines = ["# Queries and keys in one call", "", tables.conditions(data), ""]
+    return "\n".join([*lines, *tables.table(header, rows, 3), ""])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 130 stopped."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gated.pair", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS))
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--seconds", type=float, default=3.0, help="per row, all together")
+    parser.add_argument("--out", type=Path, help="folder of the results")
+    args = parser.parse_args(argv)
+    keep_freed_memory()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    folder = args.out or RESULTS / hardware_slug(environment())
+    options = {"seconds": args.seconds, "dtypes": args.dtypes}
+    results = Results(folder / "pair.json", "pair", options)
+
+    def work() -> None:
+        for dtype, backward, tokens in itertools.product(args.dtypes, (False, True), args.tokens):
+            one = functools.partial(
+                time_pair, tokens, getattr(torch, dtype), backward, device, args.seconds
+            )
+            results.run(f"pair/{dtype}/{backward}/{tokens}", one)
+
+    def write(path: Path) -> str:
+        text = markdown(results.data)
+        path.with_suffix(".md").write_text(text)
+        return text
+
+    return results.complete(work, write)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
