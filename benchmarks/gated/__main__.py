@@ -12,13 +12,11 @@ benchmarks/results/<hardware>/gated.json and gated.md.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib
 import itertools
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,14 +24,13 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from ..harness import tables
-from ..harness.environment import environment, hardware_slug, keep_freed_memory
-from ..harness.results import RESULTS, Results
 from ..harness.timing import Contender, measure, time_cuda, time_host
+from . import command
+from .command import DIRECTIONS
 
 __all__ = ["CASES", "main", "markdown", "time_case"]
 
 EPS = 1e-6
-DIRECTIONS = ("forward", "forward+backward")
 NAMES = ("fused", "eager", "compiled")
 # Relative difference of a result from that of the eager operations: one of them rounds otherwise.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
@@ -206,33 +203,23 @@ def markdown(data: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 130 stopped."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gated", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command.options("benchmarks.gated", __doc__, seconds=5.0)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--seconds", type=float, default=5.0, help="per row, all together")
-    parser.add_argument("--out", type=Path, help="folder of the results")
     args = parser.parse_args(argv)
-    keep_freed_memory()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    folder = args.out or RESULTS / hardware_slug(environment())
-    options = {k: v for k, v in vars(args).items() if k not in ("out", "cases")}
-    results = Results(folder / "gated.json", "gated", options)
 
-    def work() -> None:
+    def entries(device: torch.device) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
         for case, dtype, direction in itertools.product(args.cases, args.dtypes, DIRECTIONS):
-            make = functools.partial(
-                time_case, case, direction, getattr(torch, dtype), device, args.seconds, args.tokens
-            )
-            results.run(f"gated/{case}/{dtype}/{direction}", make)
+            yield (
+                f"{case}/{dtype}/{direction}",
+                functools.partial(
+                    time_case, case, direction, getattr(torch, dtype), device, args.seconds,
+                    args.tokens,
+                ),
+            )  # fmt: skip
 
-    def write(path: Path) -> str:
-        text = markdown(results.data)
-        path.with_suffix(".md").write_text(text)
-        return text
-
-    return results.complete(work, write)
+    kept = {"dtypes": args.dtypes, "tokens": args.tokens, "seconds": args.seconds}
+    return command.run("gated", args, kept, entries, markdown)
 
 
 if __name__ == "__main__":

@@ -8,21 +8,19 @@ to benchmarks/results/<hardware>.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..harness import tables
-from ..harness.environment import environment, hardware_slug, keep_freed_memory
-from ..harness.results import RESULTS, Results
 from ..harness.timing import Contender, measure, time_cuda, time_host
+from . import command
+from .command import DIRECTIONS
 
 __all__ = ["main", "markdown", "time_pair"]
 
@@ -32,7 +30,7 @@ NAMES = ("two calls", "one call")
 
 
 def time_pair(
-    tokens: int, dtype: torch.dtype, backward: bool, device: torch.device, seconds: float
+    tokens: int, dtype: torch.dtype, direction: str, device: torch.device, seconds: float
 ) -> dict[str, Any]:
     """An entry of the results. RuntimeError if the two are not the same function, bit for bit."""
     from fused_rmsnorm.functional import rms_norm
@@ -58,19 +56,20 @@ def time_pair(
     def step_of_one(heads: Tensor) -> object:
         return torch.autograd.grad(one(heads), [heads, by_head], dy)
 
+    backward = direction == DIRECTIONS[1]
     with torch.set_grad_enabled(backward):
         if not torch.equal(torch.cat(two(apart), 1), one(heads)):
             raise RuntimeError(f"{tokens} tokens, {dtype}: one call is not the two")
         contenders = [
-            Contender("two calls", step_of_two if backward else two, [apart]),
-            Contender("one call", step_of_one if backward else one, [heads]),
+            Contender(NAMES[0], step_of_two if backward else two, [apart]),
+            Contender(NAMES[1], step_of_one if backward else one, [heads]),
         ]
         timer = time_cuda if device.type == "cuda" else time_host
         times = measure(contenders, seconds=seconds, timer=timer)
     return {
         "tokens": tokens,
         "dtype": str(dtype).removeprefix("torch."),
-        "direction": "forward+backward" if backward else "forward",
+        "direction": direction,
         "times": times,
     }
 
@@ -91,32 +90,20 @@ def markdown(data: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 130 stopped."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gated.pair", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command.options("benchmarks.gated.pair", __doc__, seconds=3.0)
     parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS))
-    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
-    parser.add_argument("--seconds", type=float, default=3.0, help="per row, all together")
-    parser.add_argument("--out", type=Path, help="folder of the results")
     args = parser.parse_args(argv)
-    keep_freed_memory()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    folder = args.out or RESULTS / hardware_slug(environment())
-    options = {"seconds": args.seconds, "dtypes": args.dtypes}
-    results = Results(folder / "pair.json", "pair", options)
 
-    def work() -> None:
-        for dtype, backward, tokens in itertools.product(args.dtypes, (False, True), args.tokens):
-            one = functools.partial(
-                time_pair, tokens, getattr(torch, dtype), backward, device, args.seconds
+    def entries(device: torch.device) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+        for dtype, direction, tokens in itertools.product(args.dtypes, DIRECTIONS, args.tokens):
+            of = getattr(torch, dtype)
+            yield (
+                f"{dtype}/{direction}/{tokens}",
+                functools.partial(time_pair, tokens, of, direction, device, args.seconds),
             )
-            results.run(f"pair/{dtype}/{backward}/{tokens}", one)
 
-    def write(path: Path) -> str:
-        text = markdown(results.data)
-        path.with_suffix(".md").write_text(text)
-        return text
-
-    return results.complete(work, write)
+    kept = {"seconds": args.seconds, "dtypes": args.dtypes}
+    return command.run("pair", args, kept, entries, markdown)
 
 
 if __name__ == "__main__":
