@@ -23,6 +23,7 @@ TORCHS_OWN = re.compile(
     r"|numel: integer multiplication|We only support functionalizing|fixed-size array"
     r"|Could not run 'fused_rmsnorm::\w+_(fwd|bwd|)'"
     r"|[Ii]nference tensor|in-?place update to (an )?inference|single memory location"
+    r"|Attempted to set the storage of a tensor on device"  # a zero tensor beside a wrapper
 )
 
 

@@ -30,8 +30,10 @@ void check_real(const Tensor& t, const char* name) {
                    " must have dtype float16, bfloat16, float32 or float64, but got ", t.scalar_type());
 }
 
-// Before anything asks for sizes, which some of these do not have.
+// Before anything asks for sizes, which some of these do not have. None reaches an operator as an
+// undefined tensor, whose shape is [0].
 void check_strided(const Tensor& t, const char* name) {
+  TORCH_CHECK_TYPE(t.defined(), name, " must be a tensor, but got None");
   TORCH_CHECK_TYPE(t.layout() == at::kStrided && !t.is_nested(), name, " must be a strided tensor, but got ",
                    t.is_nested() ? "a nested one: take its values()" : c10::str("layout ", t.layout()));
 }

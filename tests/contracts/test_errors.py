@@ -275,6 +275,37 @@ def test_backward_operator(where, name, value, kind, message):
         ops.rms_norm_bwd(**args)
 
 
+NEEDED = {
+    "add_rms_norm": ["residual"],
+    "add_rms_norm_fwd": ["residual"],
+    "add_rms_norm_": ["residual"],
+    "rms_norm_bwd": ["grad_output", "rstd"],
+    "rms_norm_gated": ["gate"],
+    "rms_norm_gated_composite": ["gate"],
+    "rms_norm_gated_fwd": ["gate"],
+    "rms_norm_gated_bwd": ["grad_output", "gate", "rstd"],
+}
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("shape", [(4, 8), (0,)], ids=str)
+@pytest.mark.parametrize(("op", "name"), [(op, name) for op in NEEDED for name in NEEDED[op]])
+def test_none_for_a_tensor(op, name, shape, graph):
+    """torch hands it to an operator as an undefined tensor, which has the shape (0,)."""
+    input = torch.ones(shape, requires_grad=graph and op != "add_rms_norm_")
+    args = {n: torch.ones(shape) for n in NEEDED[op]} | {"input": input, "weight": None}
+    if "rstd" in args:
+        args |= {"rstd": torch.ones(*shape[:-1], 1), "output_mask": [True] * 3, "grad_sum": None}
+    if "gate" in args:
+        args |= {"bias": None, "activation": "silu"}
+    if "gate" in args and "rstd" in args:
+        args |= {"output_mask": [True] * 4}
+        del args["grad_sum"]
+    getattr(ops, op)(**args)
+    with pytest.raises(TypeError, match=rf"^{name} must be a tensor, but got None"):
+        getattr(ops, op)(**{**args, name: None})
+
+
 @pytest.mark.parametrize("where", ["cpu", "meta"])
 def test_an_offset_of_no_weight_in_operators(where):
     input, rstd = x.to(where), torch.ones(4, 1, device=where)
