@@ -39,8 +39,8 @@ def start(percent: int, *sections: str) -> Iterator[Parts]:
     with ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as pool:
         yield {
             (x, arch): pool.submit(run, x, arch, percent, sections)
+            for arch in reversed(ARCHITECTURES)  # the long ones first: those with clusters
             for x in DTYPES
-            for arch in ARCHITECTURES
         }
         pool.shutdown(cancel_futures=True)
 

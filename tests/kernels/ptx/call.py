@@ -147,7 +147,7 @@ class Call:
     def _run(self, kind: str, fields: dict[str, Any]) -> None:
         kernels, c, memory = self.kernels, self.case, self.memory
         fields = self._common() | fields
-        twin = memory.data.copy() if self.emulated else np.zeros(0, np.uint8)
+        twin = memory.data[: memory.end].copy() if self.emulated else np.zeros(0, np.uint8)
         struct = kernels.struct(kind, fields)
         self.launched = kernels.call(kind, c.x, struct, self.arch, memory, self.options, c.max_grid)
         if not self.emulated:

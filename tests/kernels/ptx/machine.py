@@ -29,7 +29,7 @@ class Options:
     late: bool = True  # a cp.async takes effect when it is waited for; else at once
     count: bool = False  # sectors and bank conflicts
     races: bool = True  # in shared memory; in global memory where that keeps a record
-    together: int = 4096  # threads in lock step
+    together: int = 16384  # threads in lock step
     descending: bool = False  # the threads at the largest place run first
 
 
