@@ -130,6 +130,12 @@ def materialise(call: Spec) -> dict[str, Any]:
         600, generator=torch.Generator().manual_seed(call["seed"]), dtype=torch.float64
     )
     tensors = TARGETS[call["target"]].tensors
+    kinds = {value.get("kind") for value in call["args"].values() if is_tensor(value)}
+    for value in call["args"].values():
+        if is_tensor(value) and value.get("kind") == "csr" and max(value["shape"], default=0) > 1e6:
+            raise Impossible("its index alone takes more memory than there is")
+    if kinds >= {"jagged", "two"}:
+        raise Impossible("torch has no jagged tensor whose values are two tensors")
     args: dict[str, Any] = {}
     if is_tensor(call["args"].get("input")):
         dtype = getattr(torch, call["args"]["input"]["dtype"])

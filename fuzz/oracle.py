@@ -55,7 +55,9 @@ class Problem:
         )
 
     def is_finite(self) -> bool:
-        return all(t is None or bool(t.isfinite().all()) for t in self.t.values())
+        """Whether bounds can be derived: of numbers, and an eps that is one."""
+        tensors = [t for t in self.t.values() if t is not None]
+        return self.o.eps == self.o.eps and all(bool(t.isfinite().all()) for t in tensors)
 
     def normalised(self) -> Tensor:
         """What the norm is taken of, in its own dtype."""
@@ -151,6 +153,8 @@ def check_gated(y: Tensor, p: Problem) -> None:
         step = llama_step(x.dtype, p)
         if first:  # what the gate multiplies is rounded, too
             step = (step + torch.finfo(out).smallest_normal * torch.finfo(out).eps) * act.abs()
+            # Beyond its dtype's range that is infinite, however small the gate.
+            bound = bound.where(h * magnitude < torch.finfo(out).max, torch.inf)
         bound = bound + step + 4 * torch.finfo(x.dtype).eps * terms
     within("y", y, expected, bound)
 
@@ -166,9 +170,11 @@ def check_forward(
             assert t.is_contiguous(), f"a result has strides {t.stride()} for {tuple(t.shape)}"
     if not p.known or any(t is not None and t.is_meta for t in p.t.values()):
         return
-    # reference.py's rounding has no infinity; torch's tensors of zeros stay so times infinity.
-    vague = p.o.casting_mode == "llama" or any(t._is_zerotensor() for t in tensors_of(args))
-    if not p.x.shape[-1] or (vague and not p.is_finite()):
+    # reference.py's rounding has no infinity; eps may be one in fp32; torch's tensors of zeros stay
+    # so times infinity, which 1 / sqrt(eps) is, too, without an eps.
+    finite, zeros = p.is_finite(), any(t._is_zerotensor() for t in tensors_of(args))
+    vague = p.o.casting_mode == "llama" or zeros or (p.o.eps or 0.0) > 1e30
+    if not p.x.shape[-1] or (vague and not finite) or (zeros and p.o.eps == 0):
         return
     outs = tuple(plain(t) for t in outs)
     y = p.rows(outs[0])
@@ -274,9 +280,7 @@ def close_gradients(p: Problem, grads: dict[str, Any], dys: tuple[Tensor, ...]) 
         error = float((grads[name].double() - e).abs().max()) if e.numel() else 0.0
         allowed = 8 * unit * (float(e.abs().max()) if e.numel() else 0.0)
         allowed += 8 * unit * terms * (max(1, rows) ** 0.5 if name in ("weight", "bias") else 1)
-        # eps may be NaN, and with it the bound: the gradient of the bias does not depend on it.
-        right = error == 0 or error <= allowed
-        assert right, f"gradient of {name} is off by {error:.3g}, {allowed:.3g} allowed"
+        assert error <= allowed, f"gradient of {name} is off by {error:.3g}, {allowed:.3g} allowed"
 
 
 def width(dtype: torch.dtype) -> float:

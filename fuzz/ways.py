@@ -227,6 +227,23 @@ def threads(case: Case) -> None:
         bits("threads", result, expected)
 
 
+def has_kernel(case: Case) -> bool:
+    """Whether a kernel computes it (docs/support.md). Else torch's operations do, whose last bits
+    depend on an element's position and on the number of threads."""
+    x, w, z, b = (case.args.get(name) for name in ("input", "weight", "gate", "bias"))
+    shape = case.args.get("normalized_shape")
+    dims = len(shape) if isinstance(shape, list) else 1
+    if "composite" in case.call["target"] or any(t.is_complex() for t in case.tensors):
+        return False
+    if any(isinstance(t, Tensor) and t.dim() > dims for t in (w, b)):
+        return False  # some of them have one
+    fits = isinstance(z, Tensor) and torch.promote_types(z.dtype, x.dtype) == x.dtype
+    if isinstance(z, Tensor) and (x.dtype == torch.float64 or not fits):
+        return False
+    wide = any(isinstance(t, Tensor) and t.dtype == torch.float64 for t in (w, b))
+    return not wide or x.dtype == torch.float64
+
+
 def one_thread(case: Case) -> None:
     many = case.run()
     torch.set_num_threads(1)
@@ -235,7 +252,7 @@ def one_thread(case: Case) -> None:
     finally:
         torch.set_num_threads(2)
     case.check(one)
-    if not case.target.in_place:
+    if not case.target.in_place and has_kernel(case):
         bits("one thread or two", one, many)
 
 
@@ -244,14 +261,8 @@ def rows(case: Case) -> None:
     shape = case.args["input"].shape if isinstance(case.args["input"], Tensor) else ()
     own = case.args.get("normalized_shape")
     dims = len(own) if isinstance(own, list) else 1
-    w = [case.args.get(n) for n in ("weight", "bias")]
-    alone = all(t is None or t.dim() <= dims for t in w)
-    if not case.is_plain() or len(shape) <= dims or shape[0] < 2 or not alone:
-        return plainly(case)
-    # Of complex numbers, and where no kernel serves a gate, a norm is made of torch's operations, whose
-    # last bits depend on the position.
-    fused = case.target.family in ("norm", "add") and "composite" not in case.call["target"]
-    if not fused or any(t.is_complex() for t in case.tensors):
+    alone = len(shape) > dims and shape[0] > 1 and not case.target.family.endswith("backward")
+    if not (alone and case.is_plain() and has_kernel(case)):
         return plainly(case)
     outs = case.run()
     count = 1 + case.call["seed"] % (shape[0] - 1)

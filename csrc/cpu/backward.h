@@ -32,6 +32,7 @@ struct BackwardOptions {
   bool plain;
   bool dw, dsum;  // only where plain
   Gate gate;
+  bool stash;  // the statistic keeps its activations for the write (Stash); only where plain
 };
 
 template <class Types, BackwardOptions kOptions>
@@ -53,6 +54,7 @@ class BackwardKernel {
   static constexpr Nans kNans = kPlain ? Types::kNans : Nans::any;
   static constexpr bool kSettleStream = cpu::kSettleStream<Types, kGate>;
   static constexpr int kStreamLevel = 1;
+  using Activations = Stash<kGated ? 2 : 0>;  // and their slopes
 
   // stride: from one row of a partial of dw and db to the next; 0 where it has one.
   // stream: whether dx is written past the caches.
@@ -61,7 +63,7 @@ class BackwardKernel {
         dw_(dw),
         db_(db),
         stride_(stride),
-        stash_(writes() && (!stream || starts_on_lines(b.dx, b.n, sizeof(X))), b.n, block()),
+        stash_(stashes(b, stream), b.n, block()),
         x_distance_(prefetch_distance(b.x, b.n, sizeof(X), kPrefetchBytes)),
         dy_distance_(prefetch_distance(b.dy, b.n, sizeof(D), kPrefetchBytes)),
         z_distance_(kGated ? prefetch_distance(b.z, b.n, sizeof(X), kPrefetchBytes) : 0) {}
@@ -70,6 +72,16 @@ class BackwardKernel {
   int64_t columns() const { return b_.n; }
   int block() const { return block_rows(b_.n, sizeof(X)); }
   bool writes() const { return kPlain || b_.dx; }
+  // Whether a call's activations are kept: with a gate, where the write begins its packs as the statistic
+  // does.
+  static bool stashes(const Backward& b, bool stream) {
+    return b.dx && (!stream || starts_on_lines(b.dx, b.n, sizeof(X))) &&
+           Activations::fits(b.n, block_rows(b.n, sizeof(X)));
+  }
+
+  static bool has_stash(const GateOptions<kGated>& gate) {
+    return kPlain ? kOptions.stash : gate.stash != nullptr;
+  }
 
   struct Weight {
     const W* data;
@@ -102,7 +114,7 @@ class BackwardKernel {
     template <class Lanes>
     [[gnu::always_inline]] Pack<T> act(int64_t i, Lanes lanes) const {
       const Pack<T> at = load<X>(z + i, lanes);
-      if (!gate.stash) return activate(at, gate.sigmoid);
+      if (!has_stash(gate)) return activate(at, gate.sigmoid);
       const Activation both = activate_with_slope(at, gate.sigmoid);
       PlainFormat<T>::store(gate.stash + i, both.value);
       PlainFormat<T>::store(gate.stash + kStashPlane + i, both.slope);
@@ -181,7 +193,7 @@ class BackwardKernel {
 
     template <class Lanes>
     [[gnu::always_inline]] Activation activation(int64_t i, Lanes lanes) const {
-      if (!gate.stash) return activate_with_slope(load<X>(z + i, lanes), gate.sigmoid);
+      if (!has_stash(gate)) return activate_with_slope(load<X>(z + i, lanes), gate.sigmoid);
       return {PlainFormat<T>::load(gate.stash + i), PlainFormat<T>::load(gate.stash + kStashPlane + i)};
     }
 
@@ -262,7 +274,7 @@ class BackwardKernel {
   const Backward& b_;
   T *const dw_, *const db_;
   const int64_t stride_;
-  Stash<kGated ? 2 : 0> stash_;  // of activations, and of their slopes
+  Activations stash_;
   const int64_t x_distance_, dy_distance_, z_distance_;
   T c_[kMaxBlock] = {};
 };
@@ -292,15 +304,19 @@ template <class Types, Gate kGate>
 void backward_chunks(const Backward& b, const Chunks& plan, int64_t begin, int64_t end, bool stream) {
   using T = typename Types::T;
   using Run = void (*)(const Backward&, int64_t, int64_t, T*, T*, int64_t, bool);
-  Run run = backward_rows<Types, BackwardOptions{false, false, false, kGate}>;
+  Run run = backward_rows<Types, BackwardOptions{false, false, false, kGate, false}>;
   const bool plain = b.dx && b.weight && b.weight_rows == 1 && b.weight_offset == 0 && b.k == b.n && !b.db &&
                      (kGate == Gate::none || !b.bias);
   if constexpr (kSettled<Types, kGate>) {
-    if (plain && b.dw && !b.dsum.data) run = backward_rows<Types, BackwardOptions{true, true, false, kGate}>;
+    constexpr BackwardOptions kPlain{true, true, false, kGate, false};
+    if (plain && b.dw && !b.dsum.data) run = backward_rows<Types, kPlain>;
     if constexpr (kGate == Gate::none) {
-      if (plain && b.dw && b.dsum.data) run = backward_rows<Types, BackwardOptions{true, true, true, kGate}>;
+      if (plain && b.dw && b.dsum.data)
+        run = backward_rows<Types, BackwardOptions{true, true, true, kGate, false}>;
       if (plain && !b.dw && !b.dsum.data)
-        run = backward_rows<Types, BackwardOptions{true, false, false, kGate}>;
+        run = backward_rows<Types, BackwardOptions{true, false, false, kGate, false}>;
+    } else if (plain && b.dw && BackwardKernel<Types, kPlain>::stashes(b, stream)) {
+      run = backward_rows<Types, BackwardOptions{true, true, false, kGate, true}>;
     }
   }
   for (int64_t c = begin; c < end; ++c) {

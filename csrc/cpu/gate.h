@@ -70,17 +70,21 @@ template <int kValues>
 class Stash {
  public:
   // The statistic runs `ahead` rows in front of the write.
-  Stash(bool usable, int64_t n, int ahead) : stride_((n + kLanes - 1) / kLanes * kLanes) {
-    while (ring_ <= ahead) ring_ *= 2;
-    if (!usable || ring_ * stride_ > kStashFloats / kValues) ring_ = 0;
-  }
+  Stash(bool usable, int64_t n, int ahead) : stride_(stride(n)), ring_(usable ? ring(n, ahead) : 0) {}
+  static bool fits(int64_t n, int ahead) { return ring(n, ahead); }
   // Of each column one value, and a second one kStashPlane floats on.
   float* row(int64_t m) { return ring_ ? data_ + (m & (ring_ - 1)) * stride_ : nullptr; }
 
  private:
   static constexpr int64_t kLanes = 32;  // of the widest pack
-  const int64_t stride_;
-  int64_t ring_ = 2;
+  static int64_t stride(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+  // How many rows are kept: 0 if they do not fit.
+  static int64_t ring(int64_t n, int ahead) {
+    int64_t rows = 2;
+    while (rows <= ahead) rows *= 2;
+    return rows * stride(n) > kStashFloats / kValues ? 0 : rows;
+  }
+  const int64_t stride_, ring_;
   alignas(64) float data_[kStashFloats + kLanes];  // a pack may be read that begins within the last one
 };
 constexpr int64_t kStashPlane = kStashFloats / 2;
@@ -89,6 +93,7 @@ template <>
 class Stash<0> {
  public:
   Stash(bool, int64_t, int) {}
+  static bool fits(int64_t, int) { return false; }
   float* row(int64_t) { return nullptr; }
 };
 
