@@ -252,7 +252,9 @@ INSTRUCTION_SETS = {
 
 
 def unasked() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k != "ATEN_CPU_CAPABILITY"}
+    """The environment without a word about the processor: for torch, or for numpy's OpenBLAS."""
+    told = ("ATEN_CPU_CAPABILITY", "OPENBLAS_CORETYPE")
+    return {k: v for k, v in os.environ.items() if k not in told}
 
 
 @functools.cache
