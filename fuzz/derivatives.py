@@ -44,6 +44,7 @@ def in_fp64(case: Case) -> bool:
     p = oracle.Problem(case.call, case.args)
     return (
         ok
+        and p.x.shape[-1] > 1  # the norm of one number is its sign: derivatives cancel to nothing
         and case.is_plain()
         and case.args["casting_mode"] == "torch"
         and p.is_finite()

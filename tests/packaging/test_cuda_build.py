@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernel_builds import objects
 
 ROOT = Path(__file__).parents[2]
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
@@ -92,7 +93,7 @@ def test_it_loads_beside_a_torch_without_cuda(tmp_path: Path) -> None:
             *("-DFUSED_RMSNORM_CUDA=1", "-DCMAKE_CUDA_ARCHITECTURES=80-virtual"),
             *("-DCMAKE_CUDA_FLAGS=-Xcicc -O0", "-DCMAKE_CXX_FLAGS_RELEASE=-O0"),
             *(f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_INSTALL_PREFIX={package}"),
-            f"-DTORCH_ROOT={Path(torch.__file__).parent}",
+            *(f"-DTORCH_ROOT={Path(torch.__file__).parent}", objects()),
         ],
         ["cmake", "--build", folder, "--parallel", os.cpu_count() or 1],
         ["cmake", "--install", folder],

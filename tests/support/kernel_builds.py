@@ -17,11 +17,11 @@ def run(*command: object) -> str:
 
 
 def objects() -> str:
-    """What the library was linked of, where make has just built it: for the plain build, so that
-    nothing is compiled twice."""
+    """For CMake: what the library was linked of, where make has just built it, so that nothing is
+    compiled twice."""
     folder = os.environ.get("FUSED_RMSNORM_BUILD_DIR")
     found = Path(folder).glob("CMakeFiles/fused_rmsnorm_kernels.dir/csrc/cpu/*.o") if folder else ()
-    return ";".join(sorted(str(p.resolve()) for p in found))
+    return "-DFUSED_RMSNORM_CPU_OBJECTS=" + ";".join(sorted(str(p.resolve()) for p in found))
 
 
 def build(kind: str, *options: str, target: str = "all") -> Path:
@@ -29,7 +29,7 @@ def build(kind: str, *options: str, target: str = "all") -> Path:
     folder = FOLDER / f"cpu-kernels-{kind}"
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     if kind == "plain":
-        options = (*options, f"-DOBJECTS={objects()}")
+        options = (*options, objects())
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
