@@ -1,7 +1,7 @@
 // From what a call says at run time to template arguments, once per call and outside of all loops.
 #pragma once
 #include "../norm.h"
-#include "simd.h"
+#include "load_store.h"
 
 namespace fused_rmsnorm::cpu {
 namespace {

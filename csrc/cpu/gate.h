@@ -1,7 +1,7 @@
 // The gates' activations, sigmoid(z) and z * sigmoid(z), and their derivatives, in fp32.
 #pragma once
 #include "../half_exp.h"
-#include "simd.h"
+#include "load_store.h"
 
 namespace fused_rmsnorm::cpu {
 namespace {

@@ -9,7 +9,7 @@ constexpr bool kSettleCommonCalls = true;
 }  // namespace
 }  // namespace fused_rmsnorm::cpu
 
-#include "simd.h"
+#include "load_store.h"
 
 namespace fused_rmsnorm::cpu {
 namespace {

@@ -13,7 +13,7 @@ constexpr bool kSettleCommonCalls = false;
 }  // namespace
 }  // namespace fused_rmsnorm::cpu
 
-#include "simd.h"
+#include "load_store.h"
 
 namespace fused_rmsnorm::cpu {
 namespace {
