@@ -50,7 +50,7 @@ def test_example(name: str):
         assert re.search(r"swapped [1-9]\d* norms", text), text
     if name in ON_RANKS:
         on_ranks, alone = map(float, re.findall(r"first step: (\S+) on 2 ranks, (\S+) on", text)[0])
-        assert on_ranks == pytest.approx(alone, rel=1e-4)
+        assert on_ranks == pytest.approx(alone, rel=1e-4), text
     if name == "finetune_transformers":
         difference = re.findall(r"without the swap: (\S+)", text)
         assert float(difference[0]) < 1e-4
