@@ -5,10 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 # Before Python 3.14 a thread that wants the interpreter while that ends is ended by it, and C++
-# calls std::terminate then. So a thread of torch's (gloo's, or the autograd engine's for another
-# device) that lets go of a Python object too late aborts a process that was done, in one of ten
-# runs here.
+# calls std::terminate then. So a thread of torch's that lets go of a Python object too late aborts
+# a process that was done, in one of three runs on some machines: gloo's (a core file shows
+# ProcessGroupGloo::runLoop destroying an AsyncAllreduceWork), or the autograd engine's for another
+# device.
 ABORTED = "terminate called without an active exception"
+ATTEMPTS = 5
 
 
 def completed_together(
@@ -16,7 +18,7 @@ def completed_together(
 ) -> list["subprocess.CompletedProcess[str]"]:
     """commands(attempt), run at the same time, with their output as text; where one ends by that
     abort, and by nothing else, all are tried again."""
-    for attempt in range(3):
+    for attempt in range(ATTEMPTS):
         running = [
             subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
@@ -28,7 +30,7 @@ def completed_together(
         finally:
             for process in running:
                 process.kill()
-        if attempt == 2 or not any(ABORTED in err for _, err in told):
+        if attempt == ATTEMPTS - 1 or not any(ABORTED in err for _, err in told):
             break
     return [
         subprocess.CompletedProcess(process.args, process.returncode, *output)
