@@ -37,12 +37,15 @@ class Outcomes:
         self.path.write_text(json.dumps(self.found, indent=1))
 
     def all(self, layers: Sequence[Layer]) -> list[Outcome]:
-        """KeyError for one that has not been tried."""
+        """SystemExit if one has not been tried."""
         found = []
         for layer in layers:
             for mutant in layer.mutants:
-                by, tried = self.found[f"{layer.name} {mutant!r}"]
-                found.append(Outcome(layer, mutant, by, str(tried)))
+                by, tried = self.found.get(f"{layer.name} {mutant!r}", (None, None))
+                if tried is None:
+                    why = f"--write: some faults of the layer {layer.name} have not been tried yet"
+                    raise SystemExit(why)
+                found.append(Outcome(layer, mutant, by, tried))
         return found
 
 
