@@ -54,10 +54,11 @@ def find_python(version: str) -> str | None:
 
 
 def attempt(command: list[str], **options: object) -> tuple[bool, str]:
-    """Whether it went well, and the last line of what it said."""
+    """Whether it went well, and the last line of what it said; of errors, where it did not."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
-    said = (done.stdout + done.stderr).strip().splitlines()
-    return done.returncode == 0, said[-1] if said else ""
+    well = done.returncode == 0
+    said = (done.stdout if well else done.stdout + done.stderr).strip().splitlines()
+    return well, said[-1] if said else ""
 
 
 def build_and_run(python: str, minor: str, cxx: str | None, cuda: bool) -> Result:
