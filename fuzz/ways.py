@@ -227,12 +227,17 @@ def threads(case: Case) -> None:
         bits("threads", result, expected)
 
 
+def own_dims(case: Case) -> int:
+    """Dimensions of normalized_shape."""
+    shape = case.args.get("normalized_shape")
+    return len(shape) if isinstance(shape, list) else 1
+
+
 def has_kernel(case: Case) -> bool:
     """Whether a kernel computes it (docs/support.md). Else torch's operations do, whose last bits
     depend on an element's position and on the number of threads."""
     x, w, z, b = (case.args.get(name) for name in ("input", "weight", "gate", "bias"))
-    shape = case.args.get("normalized_shape")
-    dims = len(shape) if isinstance(shape, list) else 1
+    dims = own_dims(case)
     if "composite" in case.call["target"] or any(t.is_complex() for t in case.tensors):
         return False
     if any(isinstance(t, Tensor) and t.dim() > dims for t in (w, b)):
@@ -259,10 +264,9 @@ def one_thread(case: Case) -> None:
 def rows(case: Case) -> None:
     """The first rows alone: the same bits."""
     shape = case.args["input"].shape if isinstance(case.args["input"], Tensor) else ()
-    own = case.args.get("normalized_shape")
-    dims = len(own) if isinstance(own, list) else 1
-    alone = len(shape) > dims and shape[0] > 1 and not case.target.family.endswith("backward")
-    if not (alone and case.is_plain() and has_kernel(case)):
+    several = len(shape) > own_dims(case) and shape[0] > 1
+    forward = not case.target.family.endswith("backward")
+    if not (several and forward and case.is_plain() and has_kernel(case)):
         return plainly(case)
     outs = case.run()
     count = 1 + case.call["seed"] % (shape[0] - 1)

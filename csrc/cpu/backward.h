@@ -29,10 +29,10 @@ struct BackwardOptions {
   // dx of all columns (k = n) is wanted, under one row of weight without an offset or, beside a gate, a
   // bias; db is not. Else the steps look for each of these, and for dw and dsum: beside a gate that is 30
   // to 40 % more instructions.
-  bool plain;
-  bool dw, dsum;  // only where plain
+  bool plain = false;
+  bool dw = false, dsum = false;  // only where plain
   Gate gate;
-  bool stash;  // the statistic keeps its activations for the write (Stash); only where plain
+  bool stash = false;  // the statistic keeps its activations for the write (Stash); only where plain
 };
 
 template <class Types, BackwardOptions kOptions>
@@ -304,19 +304,19 @@ template <class Types, Gate kGate>
 void backward_chunks(const Backward& b, const Chunks& plan, int64_t begin, int64_t end, bool stream) {
   using T = typename Types::T;
   using Run = void (*)(const Backward&, int64_t, int64_t, T*, T*, int64_t, bool);
-  Run run = backward_rows<Types, BackwardOptions{false, false, false, kGate, false}>;
+  Run run = backward_rows<Types, BackwardOptions{.gate = kGate}>;
   const bool plain = b.dx && b.weight && b.weight_rows == 1 && b.weight_offset == 0 && b.k == b.n && !b.db &&
                      (kGate == Gate::none || !b.bias);
   if constexpr (kSettled<Types, kGate>) {
-    constexpr BackwardOptions kPlain{true, true, false, kGate, false};
+    constexpr BackwardOptions kPlain{.plain = true, .dw = true, .gate = kGate};
     if (plain && b.dw && !b.dsum.data) run = backward_rows<Types, kPlain>;
     if constexpr (kGate == Gate::none) {
       if (plain && b.dw && b.dsum.data)
-        run = backward_rows<Types, BackwardOptions{true, true, true, kGate, false}>;
+        run = backward_rows<Types, BackwardOptions{.plain = true, .dw = true, .dsum = true, .gate = kGate}>;
       if (plain && !b.dw && !b.dsum.data)
-        run = backward_rows<Types, BackwardOptions{true, false, false, kGate, false}>;
+        run = backward_rows<Types, BackwardOptions{.plain = true, .gate = kGate}>;
     } else if (plain && b.dw && BackwardKernel<Types, kPlain>::stashes(b, stream)) {
-      run = backward_rows<Types, BackwardOptions{true, true, false, kGate, true}>;
+      run = backward_rows<Types, BackwardOptions{.plain = true, .dw = true, .gate = kGate, .stash = true}>;
     }
   }
   for (int64_t c = begin; c < end; ++c) {
