@@ -7,8 +7,8 @@ _ROWS = (
     M("forward_rows.cuh", "static_cast<T>(f.eps)", "T(0)", "eps is left out"),
     M(
         "forward_rows.cuh",
-        "static_cast<T>(f.k)",
-        "static_cast<T>(f.n)",
+        "static_cast<T>(static_cast<int>(f.k))",
+        "static_cast<T>(static_cast<int>(f.n))",
         "the mean of a part of the row is over the whole row",
     ),
     M("forward_rows.cuh", "c + j < k", "c + j <= k", "the statistic reads one column more"),
@@ -26,8 +26,8 @@ _ROWS = (
     ),
     M(
         "forward_rows.cuh",
-        "widen(x.v[j]) + widen(residual.v[j])",
-        "widen(x.v[j]) - widen(residual.v[j])",
+        "sum[j] += more[j]",
+        "sum[j] -= more[j]",
         "the residual is subtracted",
     ),
     M(
@@ -39,16 +39,58 @@ _ROWS = (
     M("rounding.cuh", "1.0f / sqrtf(v)", "1.0f / sqrtf(v + 1e-6f)", "eps is added twice"),
     M(
         "backward_rows.cuh",
-        "r * (r * dot / static_cast<T>(b.k))",
-        "r * (r * dot / static_cast<T>(b.n))",
+        "r * (r * dot / static_cast<T>(static_cast<int>(b.k)))",
+        "r * (r * dot / static_cast<T>(static_cast<int>(b.n)))",
         "the mean of the dot product is over n, not k",
     ),
     M("backward_rows.cuh", "c + j < k", "true", "columns beyond k belong to the statistic"),
     M(
         "backward_rows.cuh",
-        "out[j] += widen(extra.v[j])",
+        "out[j] += more[j]",
         "out[j] += T(0)",
         "the sum's gradient is left out",
+    ),
+    M(
+        "backward_rows.cuh",
+        "plain && !b.dsum.data",
+        "plain",
+        "the plain loop of dx, though the sum's gradient is to be added",
+    ),
+    M(
+        "affine.cuh",
+        "kHeld || (weight_ && offset_ == 0)",
+        "kHeld || weight_",
+        "the plain loop, though the weight has an offset",
+    ),
+    M(
+        "forward_rows.cuh",
+        "!f.bias && !f.llama",
+        "!f.bias",
+        "the plain loop, though Llama's rounding is wanted",
+    ),
+    M(
+        "forward_rows.cuh",
+        "threadIdx.x % kFlight == q ?",
+        "threadIdx.x % kFlight == 0 ?",
+        "of rows in flight, one gets another's root",
+    ),
+    M(
+        "access.cuh",
+        "row + kStep * rows.outer_stride",
+        "row + (kStep + 1) * rows.outer_stride",
+        "of rows in flight, all but the first are found too far on",
+    ),
+    M(
+        "vec.cuh",
+        "high = __uint_as_float(pair & 0xffff0000u)",
+        "high = __uint_as_float(pair & 0xffffffffu)",
+        "the lower of two bf16 leaves its bits in the upper one",
+    ),
+    M(
+        "reduce.cuh",
+        "__shfl_xor_sync(0xffffffffu, v, offset, kLanes)",
+        "__shfl_xor_sync(0xffffffffu, v, offset ^ 1, kLanes)",
+        "lanes of a short row add others than their partners",
     ),
     M(
         "backward_rows.cuh",

@@ -1,7 +1,8 @@
 """``python -m benchmarks.compiled``: counts every kernel of the grid, models every GPU.
 
-Needs nvcc, ptxas and g++, no GPU. Where ``make test`` has left its PTX in build/ptx that is used;
-else each kernel is compiled on its own. What was made is kept for the next run.
+Needs nvcc, ptxas, g++ and nvdisasm (``pip install nvidia-cuda-nvdisasm``), no GPU. Where
+``make test`` has left its PTX in build/ptx that is used; else each kernel is compiled on its own.
+What was made is kept for the next run.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from ptx.build import Build
 from . import RESULTS
 from .count import compile_together
 from .grid import GRID, HELD
+from .machine_code import disassembler
 from .report import write_tables
 from .worker import begin, work
 
@@ -34,6 +36,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if missing := build.why_not():
         sys.exit(f"benchmarks.compiled {missing}")
+    if not disassembler():
+        sys.exit("benchmarks.compiled needs nvdisasm: pip install nvidia-cuda-nvdisasm")
     grid = [c for c in GRID if args.only in c.name]
     together = compile_together(Build(), grid, ARCHITECTURES)
     # Those that a test holds come first. What there is is written each time.

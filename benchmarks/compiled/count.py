@@ -1,8 +1,6 @@
 """The cost of a row in a kernel: the difference of two calls with different numbers of rows."""
 
 import os
-import re
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,16 +13,19 @@ from ptx.cases import Case
 from ptx.counters import Counts
 from ptx.kernels import SIZE, Kernels
 from ptx.machine import Launch, Options
+from ptx.parse import Module
 
+from . import machine_code
 from .flight import bytes_in_flight
 from .grid import Counted
 
-__all__ = ["Together", "compile_together", "count", "launched", "machine"]
+__all__ = ["Blocks", "Together", "compile_together", "count", "launched", "machine"]
 
 Together = dict[tuple[str, int], list[str]]  # unit and architecture: kernels
 
+Blocks = dict[str, dict[int, float]]  # kernel: basic block: warps that run it, for a row
+
 _STREAMS = ("x", "residual", "z", "dy", "dsum")
-_USED = re.compile(r"Used (\d+) registers")
 
 
 def _rows(kernels: Kernels, counted: Counted, arch: int) -> tuple[int, int, int]:
@@ -35,7 +36,7 @@ def _rows(kernels: Kernels, counted: Counted, arch: int) -> tuple[int, int, int]
     side = plan["rows_per_block"]
     if plan["cluster"] > 1 or c.n > 100000:
         return (side * 2, side * 3, 1) if backward else (side, side * 2, 0)
-    if backward and plan["family"] != 2:
+    if (backward or c.general) and plan["family"] != 2:
         return side * 8, side * 16, 1
     return side * 2, side * 4, 0
 
@@ -93,7 +94,7 @@ def bytes_of_row(c: Case, direction: str) -> tuple[int, int]:
     return x + y + second, (2 * x if c.gate else x) if c.dx else 0
 
 
-def count(kernels: Kernels, counted: Counted, arch: int) -> dict[str, Any]:
+def count(kernels: Kernels, counted: Counted, arch: int) -> tuple[dict[str, Any], Blocks]:
     """Per row, and what decides how many rows are under way. Launches whose work does not grow
     with the rows (the sum of the partials) cancel out; all that do are added up.
 
@@ -104,9 +105,9 @@ def count(kernels: Kernels, counted: Counted, arch: int) -> dict[str, Any]:
     first, second = (_run(kernels, counted, arch, rows, grid) for rows in (fewer, more))
     c, unit = counted.case, f"{counted.direction}_{counted.case.x}"
     vectors = c.n * SIZE[c.x] / 16
-    ptx: dict[str, float] = {}
-    estimate: dict[str, float] = {}
-    memory: dict[str, float] = {}
+    ptx: defaultdict[str, float] = defaultdict(float)
+    memory: defaultdict[str, float] = defaultdict(float)
+    blocks: Blocks = {}
     touched = 0.0
     grown: list[float] = []
     for (launch, before), (_, after) in zip(first, second, strict=True):
@@ -114,27 +115,24 @@ def count(kernels: Kernels, counted: Counted, arch: int) -> dict[str, Any]:
         if launch.kernel.startswith("void fused_rmsnorm::cuda::finalize"):
             grown.append(0.0)
             continue  # as many partials in both, or, of few rows, one more
-        old, new = before.instructions(program), after.instructions(program)
-        grown.append(sum(m for _, m in new.values()) - sum(m for _, m in old.values()))
-        for kind, (number, machine_) in new.items():
-            n, m = old.get(kind, (0, 0.0))
-            ptx[kind] = ptx.get(kind, 0) + (number - n) / (more - fewer)
-            estimate[kind] = estimate.get(kind, 0) + (machine_ - m) / (more - fewer)
+        ran = {b: (n - before.blocks[b]) / (more - fewer) for b, n in after.blocks.items()}
+        blocks[launch.kernel] = ran
+        grown.append(0.0)
+        for block, warps in ran.items():
+            for kind, number in program.blocks[block].classes.items():
+                ptx[kind] += warps * number
+                grown[-1] += warps * number
         for key, value in after.memory.items():
-            name = " ".join(key)
-            per = (value - before.memory[key]) / (more - fewer)
-            memory[name] = memory.get(name, 0) + per
+            memory[" ".join(key)] += (value - before.memory[key]) / (more - fewer)
         read = len(after.touched["read"]) - len(before.touched["read"])
         touched += read / (more - fewer)
     launch, counts = second[grown.index(max(grown))]  # the one that most of the work is in
     program = kernels.programs[unit, arch, launch.kernel]
     flight = bytes_in_flight(program, counts.trace, counts.arrays, _STREAMS)
     read, written = bytes_of_row(c, counted.direction)
-    per_vector = 32 / vectors  # counts are of warps, vectors of threads
-    return {
+    found = {
         "kernel": launch.kernel,
-        "instructions": _rounded({k: v * per_vector for k, v in estimate.items() if v}),
-        "ptx instructions": round(sum(v for k, v in ptx.items() if k != "param") * per_vector, 2),
+        "ptx": _per_vector(ptx, vectors),
         "sectors": _total(memory, "sectors"),
         "least sectors": _total(memory, "least sectors"),
         "sectors stored": round(memory.get("st.global sectors", 0), 2),
@@ -149,40 +147,39 @@ def count(kernels: Kernels, counted: Counted, arch: int) -> dict[str, Any]:
         "shared bytes": launch.shared + program.static_shared,
         "cluster": launch.cluster,
     }
+    return found, blocks
 
 
 def _total(memory: dict[str, float], what: str) -> float:
     return round(sum(v for k, v in memory.items() if k.split(" ", 1)[1] == what), 2)
 
 
-def _rounded(values: dict[str, float]) -> dict[str, float]:
-    return {k: round(v, 2) for k, v in sorted(values.items(), key=lambda kv: -kv[1])}
+def _per_vector(of_warps: dict[str, float], vectors: float) -> dict[str, float]:
+    """Counts of warps, for a row, as of threads, for a vector. The largest first."""
+    values = {k: round(v * 32 / vectors, 2) for k, v in of_warps.items() if v}
+    return dict(sorted(values.items(), key=lambda kv: -kv[1]))
 
 
 def machine(
-    kernels: Kernels, unit: str, virtual: int, kernel: str, target: int
-) -> dict[str, float]:
-    """What ptxas makes of a kernel: registers, and how many instructions for one that is estimated.
+    kernels: Kernels, unit: str, virtual: int, counts: dict[str, Any], blocks: Blocks, target: int
+) -> dict[str, Any]:
+    """What ptxas makes of a call's kernels for an architecture: registers of the main one, and
+    machine instructions per 16-byte vector of x, by class.
 
-    The latter counts every path alike, run or not: good to perhaps 20 %.
+    Args:
+        counts, blocks: of count()
     """
-    program = kernels.programs[unit, virtual, kernel]
-    path = kernels.single(unit, virtual, kernel)
-    cubin, report = kernels.build.cubin(path, target), kernels.build.report(path, target)
-    used = _USED.search(report)
-    assert used, report
-    estimated = sum(e for b in program.blocks for _, e in b.costs.values())
-    return {"registers": int(used[1]), "scale": round(_code(cubin) / 16 / estimated, 3)}
-
-
-def _code(cubin: Any) -> int:
-    """Bytes of machine code, 16 an instruction."""
-    text = subprocess.run(
-        ["readelf", "-SW", str(cubin)], capture_output=True, text=True, check=True
-    )
-    sizes = [
-        int(line.split("PROGBITS")[1].split()[2], 16)
-        for line in text.stdout.splitlines()
-        if " .text." in line
-    ]
-    return sum(sizes)
+    total: defaultdict[str, float] = defaultdict(float)
+    registers = 0
+    for kernel, ran in blocks.items():
+        path = kernels.single(unit, virtual, kernel)
+        module = Module(path.read_text())
+        entry = module.entry(next(iter(module.starts)))
+        program = kernels.programs[unit, virtual, kernel]
+        lines = machine_code.runs_of_lines(entry, program, ran)
+        found = machine_code.instructions(kernels.build, path, lines, target)
+        for kind, number in found.items():
+            total[kind] += number
+        if kernel == counts["kernel"]:
+            registers = machine_code.registers(kernels.build, path, lines, target)
+    return {"registers": registers, "instructions": _per_vector(total, counts["vectors"])}

@@ -1,4 +1,4 @@
-"""How long a row takes on a GPU if one resource were the only limit. A model, good to some 20 %."""
+"""How long a row takes on a GPU if one resource were the only limit. A model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ __all__ = ["RESOURCES", "model"]
 RESOURCES = ("memory", "L2", "L1", "issue", "latency")
 
 
-def model(gpu: Gpu, counts: Mapping[str, Any], made: Mapping[str, float]) -> dict[str, Any]:
+def model(gpu: Gpu, counts: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
     """Nanoseconds a row on the whole GPU.
 
     Args:
@@ -18,12 +18,12 @@ def model(gpu: Gpu, counts: Mapping[str, Any], made: Mapping[str, float]) -> dic
         made: of count.machine, for this GPU
     """
     threads, shared = counts["threads of a block"], counts["shared bytes"]
-    blocks = resident(gpu, threads, int(made["registers"]), shared)
+    blocks = resident(gpu, threads, made["registers"], shared)
     clocks = gpu.multiprocessors * gpu.clock
     read, written = counts["bytes read"], counts["bytes written"]
     # Per 16-byte vector of x and warp -> a row.
     vectors = counts["vectors"]
-    instructions = sum(counts["instructions"].values()) * made["scale"] * vectors / 32
+    instructions = sum(made["instructions"].values()) * vectors / 32
     flight = counts["bytes in flight per thread"] * threads * blocks
     seconds = {
         "memory": (read + written) / gpu.memory,
@@ -39,6 +39,7 @@ def model(gpu: Gpu, counts: Mapping[str, Any], made: Mapping[str, float]) -> dic
         "binds": binding,
         "share of memory": round(seconds["memory"] / seconds[binding], 3),
         "blocks": blocks,
-        "registers": int(made["registers"]),
+        "registers": made["registers"],
+        "instructions": made["instructions"],
         "KB in flight": round(flight / 1024, 1),
     }

@@ -14,11 +14,11 @@ _INTRODUCTION = f"""# What the compiled kernels cost, by count
 Made by `python -m benchmarks.compiled` with {{nvcc}}. What is counted and how the model works:
 [docs/compiled.md](../../../docs/compiled.md).
 
-**Nothing here was measured on a GPU.** The counts are exact for the PTX; machine instructions are
-estimated from it and from the size of the machine code (good to perhaps 20 %). The times are a
-model of what the code allows if one resource alone took time, with {MEMORY_SHARE:.1%} of the
-published memory bandwidth, {L2_BYTES} bytes of L2 per clock and multiprocessor (a B200: more), and
-{LATENCY * 1e6:.1f} µs for a read of memory on a busy device.
+**Nothing here was measured on a GPU.** The counts are exact for the PTX, and for the machine code
+that ptxas makes of it as far as every instruction can be traced to the PTX that was executed. The
+times are a model of what the code allows if one resource alone took time, with {MEMORY_SHARE:.1%}
+of the published memory bandwidth, {L2_BYTES} bytes of L2 per clock and multiprocessor (a B200:
+more), and {LATENCY * 1e6:.1f} µs for a read of memory on a busy device.
 """
 _MODEL = """
 ## What binds
@@ -30,10 +30,10 @@ And which resource that is, where it is not memory.
 _COUNTS = """
 ## Counts, {arch}
 
-Per 16-byte vector of x: instructions of PTX, machine instructions estimated, and the largest
-classes of them. Of a row: 32-byte sectors of global memory over the least possible, wavefronts of
-shared memory over the least possible. Bytes of x (and residual, dy) that a thread has on their way
-at once.
+Per 16-byte vector of x: instructions of PTX, machine instructions{of}, and the
+largest classes of them. Of a row: 32-byte sectors of global memory over the least possible,
+wavefronts of shared memory over the least possible. Bytes of x (and residual, dy) that a thread has
+on their way at once.
 
 | kernel | PTX | machine | of which | sectors | wavefronts | bytes in flight a thread |
 |---|--:|--:|---|--:|--:|--:|
@@ -51,10 +51,11 @@ def _ratio(counts: Mapping[str, Any], what: str) -> str:
     return f"{counts[what] / least:.2f}" if least else "–"
 
 
-def _counts(name: str, c: Mapping[str, Any]) -> str:
-    kinds = [f"{kind} {value:.1f}" for kind, value in list(c["instructions"].items())[:4]]
+def _counts(name: str, c: Mapping[str, Any], machine: Mapping[str, float]) -> str:
+    kinds = [f"{kind} {value:.1f}" for kind, value in list(machine.items())[:4]]
+    ptx = sum(number for kind, number in c["ptx"].items() if kind != "param")
     cells = (
-        *(name, f"{c['ptx instructions']:.1f}", f"{sum(c['instructions'].values()):.1f}"),
+        *(name, f"{ptx:.1f}", f"{sum(machine.values()):.1f}"),
         *(", ".join(kinds), _ratio(c, "sectors"), _ratio(c, "wavefronts")),
         str(c["bytes in flight per thread"]),
     )
@@ -79,8 +80,10 @@ def write_tables(results: Mapping[str, Any], folder: Path) -> None:
         cells = (_share(models[gpu].get(name)) for gpu in gpus)
         parts.append(f"| {name} | {' | '.join(cells)} |\n")
     for arch, counts in results["counts"].items():
-        parts.append(_COUNTS.format(arch=arch))
-        parts += [_counts(name, c) + "\n" for name, c in counts.items()]
+        gpu = next(g.name for g in GPUS if f"sm_{g.arch}" == arch)
+        parts.append(_COUNTS.format(arch=arch, of=f" of a kernel for the {gpu}"))
+        made = models[gpu]
+        parts += [_counts(name, c, made[name]["instructions"]) + "\n" for name, c in counts.items()]
     for gpu in gpus:
         head = f"| kernel | {' | '.join(RESOURCES)} | registers | blocks | KB in flight |\n"
         parts.append(_TIMES.format(gpu=gpu) + head + f"|---|{'--:|' * (len(RESOURCES) + 3)}\n")

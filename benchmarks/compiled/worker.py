@@ -23,16 +23,16 @@ def begin(together: Together) -> None:
 
 
 def counts_of(counted: Counted, arch: int) -> dict[str, Any]:
-    return count(_kernels, counted, arch)
+    return count(_kernels, counted, arch)[0]
 
 
 def work(job: tuple[Counted, int]) -> dict[str, Any]:
     """Counts one kernel, and models the GPUs that run it so."""
     counted, arch = job
-    counts = counts_of(counted, arch)
+    counts, blocks = count(_kernels, counted, arch)
     unit = f"{counted.direction}_{counted.case.x}"
     models = {}
     for gpu in (g for g in GPUS if g.virtual == arch):
-        made = machine(_kernels, unit, arch, counts["kernel"], gpu.arch)
+        made = machine(_kernels, unit, arch, counts, blocks, gpu.arch)
         models[gpu.name] = model(gpu, counts, made)
     return {"counts": counts, "models": models}

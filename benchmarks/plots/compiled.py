@@ -24,10 +24,7 @@ RESOURCES = {
     "L1": ("L1 and shared memory", "#2a9d6f", "^"),
     "latency": ("latency", "#8f6be0", "v"),
 }
-NOTE = (
-    "A model from counts of the compiled code, not a measurement: nothing here has run on a GPU. "
-    "Machine instructions are good to perhaps 20 %."
-)
+NOTE = "A model from counts of the compiled code, not a measurement: nothing here has run on a GPU."
 
 
 def over_n(found: dict[str, Any], direction: str, dtype: str) -> list[tuple[int, dict[str, Any]]]:

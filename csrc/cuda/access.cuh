@@ -4,10 +4,10 @@
 
 namespace fused_rmsnorm::cuda {
 
-// m / rows.inner, by multiplication (rows.h): a division is some twenty instructions, and one of 64 bits
-// eighty, as many as a short row takes.
+// m / rows.inner, by multiplication where the host has found a multiplier (rows.h): a division of 64 bits is
+// eighty instructions, as many as a short row takes.
 __device__ __forceinline__ int64_t outer_of(const Rows& rows, int64_t m) {
-  if (m >> 31) return m / rows.inner;
+  if (!rows.multiplier) return divided(m, rows.inner);
   return static_cast<int64_t>((uint64_t{static_cast<unsigned>(m)} * rows.multiplier >> 32) >> rows.shift);
 }
 
@@ -20,12 +20,21 @@ __device__ __forceinline__ int64_t quotient(const Rows& rows, int64_t m) {
 __device__ __forceinline__ int64_t offset_of(const Rows& rows, int64_t m) {
   if (rows.inner == 1) return m * rows.outer_stride;
   const int64_t outer = outer_of(rows, m);
-  return outer * rows.outer_stride + (m - outer * rows.inner) * rows.inner_stride;
+  if (!rows.multiplier) return outer * rows.outer_stride + (m - outer * rows.inner) * rows.inner_stride;
+  const unsigned rest =
+      static_cast<unsigned>(m) - static_cast<unsigned>(outer) * static_cast<unsigned>(rows.inner);
+  return outer * rows.outer_stride + rest * rows.inner_stride;
 }
 
 template <class T>
 __device__ __forceinline__ const T* row_of(const Rows& rows, int64_t m) {
   return static_cast<const T*>(rows.data) + offset_of(rows, m);
+}
+
+// Where row m begins, from where row m - kStep does.
+template <int kStep, class T>
+__device__ __forceinline__ const T* next_row(const Rows& rows, const T* row, int64_t m) {
+  return rows.inner == 1 ? row + kStep * rows.outer_stride : row_of<T>(rows, m);
 }
 
 // Elements by which column c of row m lies past a multiple of 16 bytes: of the address, the lowest bits
@@ -112,10 +121,7 @@ class Reader {
     if (!alone_ && c - over >= begin_ && c - over + V + kPiece <= end_) {
       return load_shifted<T, V>(reinterpret_cast<const uint4*>(row_ + (c - over)), over * sizeof(T));
     }
-    Vec<T, V> out;
-#pragma unroll
-    for (int j = 0; j < V; ++j) out.v[j] = c + j >= begin_ && c + j < end_ ? row_[c + j] : T{};
-    return out;
+    return gathered<T, V>([&](int j) { return c + j >= begin_ && c + j < end_ ? row_[c + j] : T{}; });
   }
 
  private:
@@ -131,7 +137,7 @@ __device__ __forceinline__ void store_within(T* row, int c, int begin, int end, 
   if (on_piece && c >= begin && c + V <= end) return store_pieces(row + c, from);
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    if (c + j >= begin && c + j < end) row[c + j] = from.v[j];
+    if (c + j >= begin && c + j < end) row[c + j] = from.element(j);
   }
 }
 

@@ -73,23 +73,35 @@ __device__ __forceinline__ void ask_for(const void* weight, int n, int thread, i
 }
 
 // The scale of a thread's columns of aligned rows. Where so many bytes of registers hold it, it is made
-// before the first row and serves them all; otherwise it is read where it is used.
-template <class W, class T, int V, int kItems, int kBytes>
+// before the first row and serves them all; where kPacked do, the weight is read then, as it lies in memory,
+// and is on its way while the rows are summed; otherwise it is read where it is used.
+template <class W, class T, int V, int kItems, int kBytes, int kPacked>
 class Scale {
  public:
   static constexpr bool kHeld = V * kItems * sizeof(T) <= kBytes;
+  static constexpr bool kEarly = kHeld || V * kItems * sizeof(W) <= kPacked;  // load() is to be called
 
   __device__ Scale(const void* weight, double offset) : weight_(weight), offset_(offset) {}
 
+  // Whether the scale is what is held, or the weight alone: get<true>() asks nothing more.
+  __device__ __forceinline__ bool is_plain() const { return kHeld || (weight_ && offset_ == 0); }
+
   __device__ __forceinline__ void load(int i, int c) {
-    if constexpr (kHeld) make(c, held_[i]);
+    if constexpr (kHeld) {
+      make(c, held_[i]);
+    } else if constexpr (kEarly) {
+      if (weight_) packed_[i] = load_pieces<W, V>(static_cast<const W*>(weight_) + c);
+    }
   }
+  template <bool kPlain>
   __device__ __forceinline__ void get(int i, int c, T (&scale)[V]) const {
     if constexpr (kHeld) {
 #pragma unroll
       for (int j = 0; j < V; ++j) scale[j] = held_[i][j];
+    } else if constexpr (kPlain) {
+      columns(i, c, scale);
     } else {
-      make(c, scale);
+      load_scale(weight_, offset_, scale, [&](T(&w)[V]) { columns(i, c, w); });
     }
   }
 
@@ -97,10 +109,18 @@ class Scale {
   __device__ __forceinline__ void make(int c, T (&scale)[V]) const {
     load_scale(weight_, offset_, scale, [&](T(&w)[V]) { load_aligned<W>(weight_, c, w); });
   }
+  __device__ __forceinline__ void columns(int i, int c, T (&w)[V]) const {
+    if constexpr (kEarly) {
+      widen(packed_[i], w);
+    } else {
+      load_aligned<W>(weight_, c, w);
+    }
+  }
 
   const void* weight_;
   double offset_;
   T held_[kHeld ? kItems : 1][V];
+  Vec<W, V> packed_[kEarly && !kHeld ? kItems : 1];
 };
 
 }  // namespace fused_rmsnorm::cuda

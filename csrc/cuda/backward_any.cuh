@@ -30,8 +30,8 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
     const int n = columns.n, row_in_block = threadIdx.x / kThreads;
     const int width = kCluster ? kThreads * cluster : kThreads;
     const int thread = threadIdx.x % kThreads + (kCluster ? Cluster::rank() * kThreads : 0);
-    const int64_t step = (kCluster ? gridDim.x / cluster : gridDim.x) * kRows;
-    const int64_t place = kCluster ? blockIdx.x / cluster : blockIdx.x;
+    const int64_t step = (kCluster ? clusters_of(gridDim.x, cluster) : gridDim.x) * kRows;
+    const int64_t place = kCluster ? clusters_of(blockIdx.x, cluster) : blockIdx.x;
     RowSum<T, kThreads, kCluster> row_sum(cluster);
     const auto image_x = [&](int stage) {
       return ImageX{kScratchBytes + (stage * kRows + row_in_block) * (ImageX::kBytes + ImageD::kBytes)};
@@ -106,8 +106,9 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
             by_pieces<kThreads, V>(dx_row, begin, end, [&](int c) {
               T scale[V];
               scale_any<X>(b, c, scale);
-              auto dx =
-                  dx_of(b, c, x.load(c), dy.load(c), scale, r, coefficient, [&] { return dsum.load(c); });
+              auto dx = dx_of(b, c, x.load(c), dy.load(c), scale, r, coefficient, [&](T(&out)[V]) {
+                if (b.dsum.data) add_to_dx(dsum.load(c), out);
+              });
               store_within(dx_row, c, begin, end, dx);
             });
           }
@@ -155,7 +156,9 @@ __global__ void __launch_bounds__(kLongThreads, 1) backward_long(Backward b) {
     by_pieces<kLongThreads, V>(dx_row, 0, n, [&](int c) {
       T scale[V];
       scale_any<X>(b, c, scale);
-      auto dx = dx_of(b, c, x.load(c), dy.load(c), scale, r, coefficient, [&] { return dsum.load(c); });
+      auto dx = dx_of(b, c, x.load(c), dy.load(c), scale, r, coefficient, [&](T(&out)[V]) {
+        if (b.dsum.data) add_to_dx(dsum.load(c), out);
+      });
       store_within(dx_row, c, 0, n, dx);
     });
   }

@@ -73,12 +73,14 @@ class GeneralBackward {
   // act(z) and act'(z) of a vector of columns, four numbers at a time: take(piece, values, slopes).
   template <class Take>
   __device__ __forceinline__ void activations(const Vec<X, V>& z, Take take) const {
+    T gate[V];
+    widen(z, gate);
 #pragma unroll
     for (int piece = 0; piece < V / 4; ++piece) {
       Vec<float, 4> value, slope;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        const Activation act = activate_with_slope(widen(z.v[4 * piece + j]), b_.sigmoid);
+        const Activation act = activate_with_slope(gate[4 * piece + j], b_.sigmoid);
         value.v[j] = act.value, slope.v[j] = act.slope;
       }
       take(piece, value, slope);
@@ -109,9 +111,7 @@ class GeneralBackward {
     Columns in = load(c, false);
     make_dx(in, c, r, coefficient);
     if (b_.dsum.data) {
-      const auto extra = load_row(b_.dsum, c);
-#pragma unroll
-      for (int j = 0; j < V; ++j) in.g[j] += widen(extra.v[j]);
+      add_to_dx(load_row(b_.dsum, c), in.g);
     }
     store(b_.dx, c, in.g);
   }

@@ -23,14 +23,14 @@ __device__ __forceinline__ T dot_of(const T (&x)[V], const T (&dy)[V], const T (
   return dot;
 }
 
-// What the columns of a row add to dw.
-template <class X, class T, int V>
+// What the columns of a row add to dw. kPlain: not in llama mode.
+template <class X, bool kPlain = false, class T, int V>
 __device__ __forceinline__ void add_to_dw(const Backward& b, const T (&x)[V], const T (&dy)[V], T r,
                                           T (&dw)[V]) {
   T normalised[V];
 #pragma unroll
   for (int j = 0; j < V; ++j) normalised[j] = x[j] * r;
-  if (sizeof(X) < sizeof(T) && b.llama) widen(narrowed<X>(normalised), normalised);
+  if (!kPlain && sizeof(X) < sizeof(T) && b.llama) widen(narrowed<X>(normalised), normalised);
 #pragma unroll
   for (int j = 0; j < V; ++j) dw[j] = multiply_add(dy[j], normalised[j], dw[j]);
 }
@@ -40,39 +40,44 @@ template <class E, class T, int V>
 __device__ __forceinline__ void dx_in(const Backward& b, int c, const Vec<E, V>& x, T (&out)[V],
                                       const T (&scale)[V], T r, T coefficient) {
   const int k = static_cast<int>(b.k);
+  T wide[V];
+  widen(x, wide);
 #pragma unroll
   for (int j = 0; j < V; ++j) out[j] *= scale[j];
   if (c + V <= k) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) out[j] = multiply_add(-widen(x.v[j]), coefficient, out[j]);
+    for (int j = 0; j < V; ++j) out[j] = multiply_add(-wide[j], coefficient, out[j]);
   } else {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      if (c + j < k) out[j] = multiply_add(-widen(x.v[j]), coefficient, out[j]);
+      if (c + j < k) out[j] = multiply_add(-wide[j], coefficient, out[j]);
     }
   }
 #pragma unroll
   for (int j = 0; j < V; ++j) out[j] *= r;
 }
 
-// dx of columns c ... ; load_dsum returns those of dsum.
-template <class X, class D, class T, int V, class LoadDsum>
+// dx of columns c ... ; add_dsum(out) adds those of dsum, where there are any.
+template <class X, class D, class T, int V, class AddDsum>
 __device__ __forceinline__ Vec<X, V> dx_of(const Backward& b, int c, const Vec<X, V>& x, const Vec<D, V>& dy,
-                                           const T (&scale)[V], T r, T coefficient, LoadDsum load_dsum) {
+                                           const T (&scale)[V], T r, T coefficient, AddDsum add_dsum) {
   T out[V];
   widen(dy, out);
   dx_in(b, c, x, out, scale, r, coefficient);
-  if (b.dsum.data) {
-    const Vec<X, V> extra = load_dsum();
-#pragma unroll
-    for (int j = 0; j < V; ++j) out[j] += widen(extra.v[j]);
-  }
+  add_dsum(out);
   return narrowed<X>(out);
+}
+template <class X, class T, int V>
+__device__ __forceinline__ void add_to_dx(const Vec<X, V>& dsum, T (&out)[V]) {
+  T more[V];
+  widen(dsum, more);
+#pragma unroll
+  for (int j = 0; j < V; ++j) out[j] += more[j];
 }
 
 template <class T>
 __device__ __forceinline__ T coefficient_of(const Backward& b, T r, T dot) {
-  return r * (r * dot / static_cast<T>(b.k));
+  return r * (r * dot / static_cast<T>(static_cast<int>(b.k)));
 }
 
 // partial_stride() of plan.h, on the device.
@@ -146,25 +151,28 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
   if constexpr (kLaunched<kShape, kCluster>) {
     using T = typename Types::T;
     using X = typename Types::X;
+    using W = typename Types::W;
     constexpr int V = Types::V, kThreads = kShapes[kShape].threads, kItems = kShapes[kShape].items;
     constexpr int kRows = kBlock<kShape> / kThreads, kStages = kShapes[kShape].stages;
     using RowSlots = Slots<X, V, kItems, kBlock<kShape>>;
-    using RowScale = Scale<typename Types::W, T, V, kItems, 64>;
+    using RowScale = Scale<W, T, V, kItems, kBias ? 64 : 128, 0>;
     const int width = kCluster ? kThreads * cluster : kThreads;  // threads of a row
     const int thread = threadIdx.x % kThreads + (kCluster ? Cluster::rank() * kThreads : 0);
     const int n = static_cast<int>(b.n), row_in_block = threadIdx.x / kThreads;
-    const int64_t step = (kCluster ? gridDim.x / cluster : gridDim.x) * kRows;
-    const int64_t place = kCluster ? blockIdx.x / cluster : blockIdx.x;
+    const int64_t step = (kCluster ? clusters_of(gridDim.x, cluster) : gridDim.x) * kRows;
+    const int64_t place = kCluster ? clusters_of(blockIdx.x, cluster) : blockIdx.x;
     unsigned char* const memory = shared_memory() + kScratchBytes;
     RowSum<T, kThreads, kCluster> row_sum(cluster);
     RowScale scale(b.weight, b.weight_offset);
-    if constexpr (RowScale::kHeld) {
+    if constexpr (RowScale::kEarly) {
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
         const int c = (i * width + thread) * V;
         if (c < n) scale.load(i, c);
       }
     }
+    // As most calls have it: code of its own asks for none of the rest.
+    const bool plain = scale.is_plain() && !b.llama && b.dw;
     const auto slots = [&](int stage, int tensor) {
       return RowSlots{reinterpret_cast<uint4*>(memory + (2 * stage + tensor) * RowSlots::kBytes)};
     };
@@ -175,17 +183,61 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
       T dw[kItems][V] = {}, db[kBias ? kItems : 1][V] = {};
       const auto fetch = [&](int64_t m, int stage) {
         if (m < last) {
-          const X *const x = row_of<X>(b.x, m), *const dy = row_of<X>(b.dy, m);
+          const X* const x = pinned(row_of<X>(b.x, m) + thread * V);
+          const X* const dy = pinned(row_of<X>(b.dy, m) + thread * V);
 #pragma unroll
           for (int i = 0; i < kItems; ++i) {
             const int c = (i * width + thread) * V;
             if (c < n) {
-              slots(stage, 0).fetch(x, i, c);
-              slots(stage, 1).fetch(dy, i, c);
+              slots(stage, 0).fetch(x, i, i * width * V);
+              slots(stage, 1).fetch(dy, i, i * width * V);
             }
           }
         }
         __pipeline_commit();
+      };
+      // The dot product of a row, which is added to dw and db on the way.
+      const auto dot_of_row = [&](auto is_plain, int stage, T r) {
+        constexpr bool kPlain = decltype(is_plain)::value;
+        T dot = 0;
+#pragma unroll
+        for (int i = 0; i < kItems; ++i) {
+          const int c = (i * width + thread) * V;
+          if (c < n) {
+            T x[V], dy[V], columns[V];
+            widen(slots(stage, 0).get(i), x);
+            widen(slots(stage, 1).get(i), dy);
+            scale.template get<kPlain>(i, c, columns);
+            dot = dot_of(x, dy, columns, dot);
+            if (kPlain || b.dw) add_to_dw<X, kPlain>(b, x, dy, r, dw[i]);
+            if constexpr (kBias) {
+#pragma unroll
+              for (int j = 0; j < V; ++j) db[i][j] += dy[j];
+            }
+          }
+        }
+        return dot;
+      };
+      const auto put_dx = [&](auto is_plain, auto may_add, int64_t m, int stage, T r, T coefficient) {
+        constexpr bool kPlain = decltype(is_plain)::value;
+        const bool adds = decltype(may_add)::value && b.dsum.data;
+        X* const dx_row = pinned(static_cast<X*>(b.dx) + m * n + thread * V);
+        const X* const dsum_row = adds ? row_of<X>(b.dsum, m) + thread * V : nullptr;
+        // dw and db take half of the 128 registers: what need not be unrolled is not.
+        [[maybe_unused]] constexpr int kUnroll = RowScale::kEarly ? kItems : 1;
+#pragma unroll kUnroll
+        for (int i = 0; i < kItems; ++i) {
+          const int c = (i * width + thread) * V;
+          if (c < n) {
+            T columns[V];
+            scale.template get<kPlain>(i, c, columns);
+            auto dx = dx_of(b, c, slots(stage, 0).get(i), slots(stage, 1).get(i), columns, r, coefficient,
+                            [&](T(&out)[V]) {
+                              if (adds) add_to_dx(load_pieces<X, V>(dsum_row + i * width * V), out);
+                            });
+            store_pieces(dx_row + i * width * V, dx);
+          }
+        }
       };
 
       // Where shared memory allows (`ahead`), kAhead rows are on their way while one is worked on, whose
@@ -207,39 +259,15 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
           __pipeline_wait_prior(0);
         }
         T dot = 0;
-        if (live) {
-#pragma unroll
-          for (int i = 0; i < kItems; ++i) {
-            const int c = (i * width + thread) * V;
-            if (c < n) {
-              T x[V], dy[V], columns[V];
-              widen(slots(stage, 0).get(i), x);
-              widen(slots(stage, 1).get(i), dy);
-              scale.get(i, c, columns);
-              dot = dot_of(x, dy, columns, dot);
-              if (b.dw) add_to_dw<X>(b, x, dy, r, dw[i]);
-              if constexpr (kBias) {
-#pragma unroll
-                for (int j = 0; j < V; ++j) db[i][j] += dy[j];
-              }
-            }
-          }
-        }
+        if (live) settled(plain, [&](auto is_plain) { dot = dot_of_row(is_plain, stage, r); });
         dot = row_sum(dot);
         if (live && b.dx) {
           const T coefficient = coefficient_of(b, r, dot);
-          // dw and db take half of the 128 registers: what need not be unrolled is not.
-          [[maybe_unused]] constexpr int kUnroll = RowScale::kHeld ? kItems : 1;
-#pragma unroll kUnroll
-          for (int i = 0; i < kItems; ++i) {
-            const int c = (i * width + thread) * V;
-            if (c < n) {
-              T columns[V];
-              scale.get(i, c, columns);
-              auto dx = dx_of(b, c, slots(stage, 0).get(i), slots(stage, 1).get(i), columns, r, coefficient,
-                              [&] { return load_pieces<X, V>(row_of<X>(b.dsum, m) + c); });
-              store_pieces(static_cast<X*>(b.dx) + m * n + c, dx);
-            }
+          if (plain && !b.dsum.data) {
+            put_dx(std::true_type{}, std::false_type{}, m, stage, r, coefficient);
+          } else {
+            settled(plain,
+                    [&](auto is_plain) { put_dx(is_plain, std::true_type{}, m, stage, r, coefficient); });
           }
         }
         if (ahead) stage = stage == kAhead ? 0 : stage + 1;

@@ -39,11 +39,37 @@ __device__ __forceinline__ void touch(const void* p) {
 #endif
 }
 
+// a / b. Left alone, the compiler writes a division of 32 bits beside each of 64, for numbers that are small.
+__device__ __forceinline__ int64_t divided(int64_t a, int64_t b) {
+#if defined(__CUDACC__)
+  int64_t quotient;
+  asm("div.s64 %0, %1, %2;" : "=l"(quotient) : "l"(a), "l"(b));
+  return quotient;
+#else
+  return a / b;
+#endif
+}
+
+// p, held in a register: left alone, the compiler computes an address of 64 bits anew at each use.
+template <class T>
+__device__ __forceinline__ T* pinned(T* p) {
+#if defined(__CUDACC__)
+  asm("" : "+l"(p));
+#endif
+  return p;
+}
+
+// How many clusters so many blocks are; or which one a block is in. A cluster is of 1, 2, 4 or 8 blocks.
+__device__ __forceinline__ unsigned clusters_of(unsigned blocks, int cluster) {
+  return blocks >> (cluster / 2 - cluster / 8);
+}
+
 // Clusters exist from sm_90 on; kernels that use them are launched nowhere else.
 struct Cluster {
 #if defined(__CUDACC__) && (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 900)
   static __device__ unsigned rank() { return 0; }
   static __device__ void arrive() {}
+  static __device__ void appear() {}
   static __device__ void wait() {}
   template <class T>
   static __device__ T* peer(T* p, unsigned) {
@@ -52,6 +78,9 @@ struct Cluster {
 #else
   static __device__ unsigned rank() { return __clusterRelativeBlockRank(); }
   static __device__ void arrive() { __cluster_barrier_arrive(); }
+  // As arrive(), of a block that has written nothing yet: without the fence before it, which takes as long as
+  // a read of memory.
+  static __device__ void appear() { __cluster_barrier_arrive_relaxed(); }
   static __device__ void wait() { __cluster_barrier_wait(); }
   // The same place in the shared memory of the block `rank` of this cluster, which must have been met
   // at a barrier: a block may start late and end early.

@@ -18,7 +18,7 @@ constexpr int64_t kMaxColumns = int64_t{1} << 30;  // columns are counted in 32 
 
 const char* run(const Forward& call, const Plan& p, void* stream) {
   Forward f = call;
-  f.x = with_divisor(f.x), f.residual = with_divisor(f.residual), f.z = with_divisor(f.z);
+  for (Rows* rows : {&f.x, &f.residual, &f.z}) *rows = with_divisor(*rows, f.rows);
   switch (f.x_dtype) {
     case Dtype::f32:
       return forward_of<float>(f, p, stream);
@@ -34,8 +34,7 @@ const char* run(const Forward& call, const Plan& p, void* stream) {
 
 const char* run(const Backward& call, const Plan& p, void* stream) {
   Backward b = call;
-  b.x = with_divisor(b.x), b.dy = with_divisor(b.dy), b.dsum = with_divisor(b.dsum);
-  b.z = with_divisor(b.z);
+  for (Rows* rows : {&b.x, &b.dy, &b.dsum, &b.z}) *rows = with_divisor(*rows, b.rows);
   switch (b.x_dtype) {
     case Dtype::f32:
       return backward_of<float>(b, p, stream);

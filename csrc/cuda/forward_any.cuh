@@ -49,10 +49,10 @@ __global__ void __launch_bounds__(kBlock<kShape>, 1) forward_rows_any(Forward f,
     const Runs<kShape, V, kCluster> columns(f.n, cluster);
     constexpr int kRuns = columns.kCount;
     const int n = columns.n, k = static_cast<int>(f.k), row_in_block = threadIdx.x / kThreads;
-    const int64_t step = int64_t{kCluster ? gridDim.x / cluster : gridDim.x} * (kRows * kFlight);
+    const int64_t step = int64_t{kCluster ? clusters_of(gridDim.x, cluster) : gridDim.x} * (kRows * kFlight);
     RowSum<T, kThreads, kCluster> row_sum(cluster);
 
-    for (int64_t base = int64_t{kCluster ? blockIdx.x / cluster : blockIdx.x} * (kRows * kFlight);
+    for (int64_t base = int64_t{kCluster ? clusters_of(blockIdx.x, cluster) : blockIdx.x} * (kRows * kFlight);
          base < f.rows; base += step) {
       const auto row_number = [&](int q) { return base + row_in_block + q * kRows; };
       const auto image = [&](int q) {

@@ -72,8 +72,10 @@ class GeneralForward {
   }
   __device__ __forceinline__ void multiply_by_gate(const Columns& in, T (&v)[V]) const {
     if constexpr (sizeof(X) < 8) {
+      T gate[V];
+      widen(in.other, gate);
 #pragma unroll
-      for (int j = 0; j < V; ++j) v[j] *= activate(widen(in.other.v[j]), f_.sigmoid);
+      for (int j = 0; j < V; ++j) v[j] *= activate(gate[j], f_.sigmoid);
     }
   }
   template <class Y>

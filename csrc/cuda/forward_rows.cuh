@@ -1,7 +1,7 @@
 // The forward: y = x * r * (offset + w) + b, optionally of x + residual, which is then written too.
 // These are the kernels of aligned rows, templates over the dtypes, the shape of a row (plan.h) and the
-// fused add; everything else is the same for all threads and costs a predictable branch. Other rows:
-// forward_any.cuh.
+// fused add. Everything else is the same for all threads: a weight and nothing else, the common call, has a
+// loop of its own, and the rest costs predictable branches. Other rows: forward_any.cuh.
 #pragma once
 #include "affine.cuh"
 #include "plan.h"
@@ -12,20 +12,24 @@ namespace fused_rmsnorm::cuda {
 // x + residual, rounded to x's dtype.
 template <class X, int V>
 __device__ __forceinline__ void add(Vec<X, V>& x, const Vec<X, V>& residual) {
+  Acc<X> sum[V], more[V];
+  widen(x, sum);
+  widen(residual, more);
 #pragma unroll
-  for (int j = 0; j < V; ++j) x.v[j] = narrow<X>(widen(x.v[j]) + widen(residual.v[j]));
+  for (int j = 0; j < V; ++j) sum[j] += more[j];
+  x = narrowed<X>(sum);
 }
 
 // Sum of squares of the columns below k. What lies beyond is not looked at, nor waited for.
 template <class T, class X, int V>
 __device__ __forceinline__ T squares(const Vec<X, V>& v, int c, int k, T sum) {
-  if (c >= k) return sum;
   T x[V];
-  widen(v, x);
   if (c + V <= k) {
+    widen(v, x);
 #pragma unroll
     for (int j = 0; j < V; ++j) sum = multiply_add(x[j], x[j], sum);
-  } else {
+  } else if (c < k) {
+    widen(v, x);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       if (c + j < k) sum = multiply_add(x[j], x[j], sum);
@@ -36,25 +40,48 @@ __device__ __forceinline__ T squares(const Vec<X, V>& v, int c, int k, T sum) {
 
 template <class T>
 __device__ __forceinline__ T rstd_of(const Forward& f, T squares_sum) {
-  return inverse_sqrt(squares_sum / static_cast<T>(f.k) + static_cast<T>(f.eps));
+  return inverse_sqrt(squares_sum / static_cast<T>(static_cast<int>(f.k)) + static_cast<T>(f.eps));
+}
+// In place of the sums of squares of rows in flight. Of several, each of whose kThreads are in one warp,
+// every thread computes one and gets the others by shuffles: a division and a root are some forty
+// instructions.
+template <int kThreads, class T, int kFlight>
+__device__ __forceinline__ void make_rstds(const Forward& f, T (&rows)[kFlight]) {
+  T mine = rows[0];
+#pragma unroll
+  for (int q = 1; q < kFlight; ++q) {
+    const T other = rows[q];
+    mine = threadIdx.x % kFlight == q ? other : mine;
+  }
+  mine = rstd_of(f, mine);
+#pragma unroll
+  for (int q = 0; q < kFlight; ++q)
+    rows[q] = kFlight == 1 ? mine : __shfl_sync(0xffffffffu, mine, q, kThreads);
 }
 
-// What x's columns, in `out`, become before they are stored.
-template <class X, class T, int V, class LoadScale, class LoadBias>
+// What x's columns, in `out`, become before they are stored. kPlain: there is a weight and nothing else.
+template <class X, bool kPlain = false, class T, int V, class LoadScale, class LoadBias>
 __device__ __forceinline__ void normalise_in(const Forward& f, T (&out)[V], T r, LoadScale load_scale,
                                              LoadBias load_bias) {
 #pragma unroll
   for (int j = 0; j < V; ++j) out[j] *= r;
-  apply_weight<X>(f, out, load_scale, load_bias);
+  if constexpr (kPlain) {
+    T scale[V];
+    load_scale(scale);
+#pragma unroll
+    for (int j = 0; j < V; ++j) out[j] *= scale[j];
+  } else {
+    apply_weight<X>(f, out, load_scale, load_bias);
+  }
 }
 
 // y of a vector of columns.
-template <class Y, class T, class X, int V, class LoadScale, class LoadBias>
+template <class Y, bool kPlain = false, class T, class X, int V, class LoadScale, class LoadBias>
 __device__ __forceinline__ Vec<Y, V> normalise(const Forward& f, const Vec<X, V>& x, T r,
                                                LoadScale load_scale, LoadBias load_bias) {
   T out[V];
   widen(x, out);
-  normalise_in<X>(f, out, r, load_scale, load_bias);
+  normalise_in<X, kPlain>(f, out, r, load_scale, load_bias);
   return narrowed<Y>(out);
 }
 
@@ -92,6 +119,7 @@ __global__ void __launch_bounds__(kBlock<kShape>, kForwardResident<Types, kShape
   if constexpr (kLaunched<kShape, kCluster>) {
     using T = typename Types::T;
     using X = typename Types::X;
+    using W = typename Types::W;
     constexpr int V = Types::V, kThreads = kShapes[kShape].threads, kItems = kShapes[kShape].items;
     constexpr int kRows = kBlock<kShape> / kThreads, kFlight = kShapes[kShape].flight;
     constexpr bool kInSlots = kThreads >= kSlotsFrom;
@@ -100,47 +128,53 @@ __global__ void __launch_bounds__(kBlock<kShape>, kForwardResident<Types, kShape
     const int width = kCluster ? kThreads * cluster : kThreads;  // threads of a row
     const int thread = threadIdx.x % kThreads + (kCluster ? Cluster::rank() * kThreads : 0);
     const int n = static_cast<int>(f.n), k = static_cast<int>(f.k);
-    const int64_t step = int64_t{kCluster ? gridDim.x / cluster : gridDim.x} * (kRows * kFlight);
+    const int64_t step = int64_t{kCluster ? clusters_of(gridDim.x, cluster) : gridDim.x} * (kRows * kFlight);
     RowSum<T, kThreads, kCluster> row_sum(cluster);
-    using RowScale = Scale<typename Types::W, T, V, kItems, 32>;
+    using RowScale = Scale<W, T, V, kItems, 32, sizeof(W) == sizeof(X) && !kInSlots ? 64 : 0>;
     RowScale scale(f.weight, f.weight_offset);
+    // A weight and nothing else, as most calls have it: a loop of its own asks for none of the rest.
+    const bool plain = scale.is_plain() && !f.bias && !f.llama;
 
-    for (int64_t base = int64_t{kCluster ? blockIdx.x / cluster : blockIdx.x} * (kRows * kFlight);
+    for (int64_t base = int64_t{kCluster ? clusters_of(blockIdx.x, cluster) : blockIdx.x} * (kRows * kFlight);
          base < f.rows; base += step) {
       const int64_t first = base + threadIdx.x / kThreads;
+      const int64_t after = f.rows - first;
+      const int left = after < kRows * kFlight ? static_cast<int>(after) : kRows * kFlight;
       Held<Vec<X, V>, kItems, kThreads, kInSlots> x[kFlight];
       Vec<X, V> residual[kFlight][kBoth ? kItems : 1];
+      const X *row = row_of<X>(f.x, first), *residual_row = kBoth ? row_of<X>(f.residual, first) : nullptr;
 #pragma unroll
       for (int q = 0; q < kFlight; ++q) {
-        const int64_t m = first + q * kRows;
-        if (m >= f.rows) continue;
-        const X* const row = row_of<X>(f.x, m);
-        const X* const residual_row = kBoth ? row_of<X>(f.residual, m) : nullptr;
+        if (q) {
+          row = next_row<kRows>(f.x, row, first + q * kRows);
+          if constexpr (kBoth) residual_row = next_row<kRows>(f.residual, residual_row, first + q * kRows);
+        }
 #pragma unroll kUnroll
         for (int i = 0; i < kItems; ++i) {
           const int c = (i * width + thread) * V;
-          if (c < n) {
+          if (q * kRows < left && c < n) {
             x[q][i] = load_pieces<X, V>(row + c);
             if constexpr (kBoth) residual[q][i] = load_pieces<X, V>(residual_row + c);
           }
         }
       }
-      if constexpr (RowScale::kHeld) {
+      if constexpr (RowScale::kEarly) {
 #pragma unroll
         for (int i = 0; i < kItems; ++i) {
           const int c = (i * width + thread) * V;
           if (c < n) scale.load(i, c);
         }
       } else {
-        ask_for<typename Types::W>(f.weight, n, thread, width);
+        ask_for<W>(f.weight, n, thread, width);
       }
+      T r[kFlight];
 #pragma unroll
       for (int q = 0; q < kFlight; ++q) {
-        const int64_t m = first + q * kRows;
         T sum = 0;
-        if (m < f.rows) {
+        if (q * kRows < left) {
+          const int64_t m = first + q * kRows;
           const X* const residual_row = kAdd && !kBoth ? row_of<X>(f.residual, m) : nullptr;
-          X* const sum_row = static_cast<X*>(f.sum) + m * n;
+          X* const sum_row = kAdd ? pinned(static_cast<X*>(f.sum) + m * n + thread * V) : nullptr;
 #pragma unroll kUnroll
           for (int i = 0; i < kItems; ++i) {
             const int c = (i * width + thread) * V;
@@ -151,26 +185,35 @@ __global__ void __launch_bounds__(kBlock<kShape>, kForwardResident<Types, kShape
                 } else {
                   add(x[q][i], load_pieces<X, V>(residual_row + c));
                 }
-                store_pieces(sum_row + c, x[q][i]);
+                store_pieces(sum_row + i * width * V, x[q][i]);
               }
               sum = squares(x[q][i], c, k, sum);
             }
           }
         }
-        const T r = rstd_of(f, row_sum(sum));
-        if (m < f.rows) {
-          if (f.rstd && thread == 0) static_cast<T*>(f.rstd)[m] = r;
+        r[q] = row_sum(sum);
+      }
+      make_rstds<kThreads>(f, r);
+      X* y_row = pinned(static_cast<X*>(f.y) + first * n + thread * V);
+#pragma unroll
+      for (int q = 0; q < kFlight; ++q) {
+        if (q) y_row += kRows * n;
+        if (q * kRows >= left) continue;
+        if (f.rstd && thread == 0) static_cast<T*>(f.rstd)[first + q * kRows] = r[q];
+        const auto finish = [&](auto is_plain) {
+          constexpr bool kPlain = decltype(is_plain)::value;
 #pragma unroll kUnroll
           for (int i = 0; i < kItems; ++i) {
             const int c = (i * width + thread) * V;
             if (c < n) {
-              auto y = normalise<X>(
-                  f, x[q][i], r, [&](T(&columns)[V]) { scale.get(i, c, columns); },
-                  [&](T(&bias)[V]) { load_aligned<typename Types::W>(f.bias, c, bias); });
-              store_pieces(static_cast<X*>(f.y) + m * n + c, y);
+              auto y = normalise<X, kPlain>(
+                  f, x[q][i], r[q], [&](T(&columns)[V]) { scale.template get<kPlain>(i, c, columns); },
+                  [&](T(&bias)[V]) { load_aligned<W>(f.bias, c, bias); });
+              store_pieces(y_row + i * width * V, y);
             }
           }
-        }
+        };
+        settled(plain, finish);
       }
     }
   }

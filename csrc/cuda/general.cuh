@@ -25,7 +25,8 @@ struct WeightRows {
 
 template <class Call>
 WeightRows weight_rows_of(const Call& call) {
-  return {with_divisor({nullptr, call.weight_share}), with_divisor({nullptr, call.weight_rows})};
+  return {with_divisor({nullptr, call.weight_share}, call.rows),
+          with_divisor({nullptr, call.weight_rows}, call.rows)};
 }
 
 // Columns of a row of n: whole vectors where everything in the call is aligned, else element by element,
@@ -33,10 +34,7 @@ WeightRows weight_rows_of(const Call& call) {
 template <class E, int V>
 __device__ __forceinline__ Vec<E, V> load_columns(const E* row, int c, int n, bool aligned) {
   if (aligned) return load_pieces<E, V>(row + c);
-  Vec<E, V> out;
-#pragma unroll
-  for (int j = 0; j < V; ++j) out.v[j] = c + j < n ? row[c + j] : E{};
-  return out;
+  return gathered<E, V>([&](int j) { return c + j < n ? row[c + j] : E{}; });
 }
 // Widened, of a vector of X, or where it is `wide`, of the arithmetic type.
 template <class X, int V>

@@ -78,9 +78,8 @@ struct Image {
         } else if (c + kPiece <= begin || c >= end) {
           *to = uint4{};
         } else {
-          Vec<E, kPiece> edge;
-#pragma unroll
-          for (int j = 0; j < kPiece; ++j) edge.v[j] = c + j >= begin && c + j < end ? row[c + j] : E{};
+          auto edge =
+              gathered<E, kPiece>([&](int j) { return c + j >= begin && c + j < end ? row[c + j] : E{}; });
           *to = edge.piece(0);
         }
       }

@@ -173,6 +173,10 @@ constexpr GeneralShape kGeneralShapes[] = {{8, 1},  {16, 1},  {32, 1},  {32, 2},
                                            {64, 2}, {128, 2}, {256, 2}, {512, 2}};
 constexpr int kGeneralCount = 8;
 constexpr int kGeneralLongThreads = 512;  // two_pass
+// Forward: blocks of a multiprocessor in a grid. Each takes several rows in turn, for what it reads of the
+// call before the first is as much as a quarter of the work on a short row; and there are enough to end
+// together.
+constexpr int kGeneralBlocks = 32;
 template <int kThreads>
 constexpr int kGeneralBlock = block_of(kThreads);
 
@@ -180,18 +184,19 @@ constexpr Plan general_two_pass(Dtype x) {
   return {Family::two_pass, -1,        static_cast<int>(16 / size_of(x)), kGeneralLongThreads, 1, 1, 1, 1,
           kScratchBytes,    kMaxBlocks};
 }
-constexpr Plan general_forward_plan(int64_t n, Dtype x) {
+constexpr Plan general_forward_plan(int64_t n, Dtype x, int arch) {
+  const int64_t most = int64_t{architecture(arch).multiprocessors} * kGeneralBlocks;
   const int vector = static_cast<int>(16 / size_of(x));
   for (int i = 0; i < kGeneralCount; ++i) {
     const GeneralShape s = kGeneralShapes[i];
     if (!serves(i, size_of(x), false) || ceil_div(n, vector) > int64_t{s.threads} * s.items) continue;
-    return {Family::registers, i,         vector, s.threads, s.items, block_of(s.threads) / s.threads, 1, 1,
-            kScratchBytes,     kMaxBlocks};
+    return {Family::registers, i,   vector, s.threads, s.items, block_of(s.threads) / s.threads, 1, 1,
+            kScratchBytes,     most};
   }
   return general_two_pass(x);
 }
 constexpr Plan general_backward_plan(int64_t n, Dtype x, int arch) {
-  Plan p = general_forward_plan(n, x);
+  Plan p = general_forward_plan(n, x, arch);
   if (p.family == Family::two_pass) return with_columns_grid(p, n);
   const Architecture a = architecture(arch);
   const int block = p.threads * p.rows_per_block;
@@ -208,7 +213,7 @@ constexpr bool is_general(const Call& call) {
   return call.gate != Gate::none || call.weight_has_rows;
 }
 constexpr Plan plan_of(const Forward& f, int arch) {
-  return is_general(f) ? general_forward_plan(f.n, f.x_dtype) : forward_plan(f.n, f.x_dtype, arch);
+  return is_general(f) ? general_forward_plan(f.n, f.x_dtype, arch) : forward_plan(f.n, f.x_dtype, arch);
 }
 constexpr Plan plan_of(const Backward& b, int arch) {
   return is_general(b) ? general_backward_plan(b.n, b.x_dtype, arch)

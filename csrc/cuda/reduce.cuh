@@ -1,6 +1,6 @@
 // The sum of one number per thread over the threads of a row, in an order that depends on the
-// launch plan alone: lanes by cub::WarpReduce, then warps one after the other, then blocks of the
-// cluster one after the other. Every thread gets the sum.
+// launch plan alone: lanes in pairs, pairs of pairs and so on, then warps one after the other, then blocks of
+// the cluster one after the other. Every thread gets the sum.
 #pragma once
 #include "device.cuh"
 #include "plan.h"
@@ -11,16 +11,27 @@
 
 namespace fused_rmsnorm::cuda {
 
+// Over each kLanes lanes of a warp. All lanes add the same numbers in the same pairs, so all have the sum's
+// bits. (cub::WarpReduce of less than a warp passes a mask of its own lanes, whose check by MATCH and REDUX
+// takes longer than the sum.)
 template <int kLanes, class T>
 __device__ __forceinline__ T lanes_sum(T v) {
+#pragma unroll
+  for (int offset = 1; offset < kLanes; offset *= 2) v += __shfl_xor_sync(0xffffffffu, v, offset, kLanes);
+  return v;
+}
+
+// Over the warp, in the same pairs, for lane 0 only.
+template <class T>
+__device__ __forceinline__ T warp_sum(T v) {
 #if defined(__CUDACC__)
-  using Reduce = cub::WarpReduce<T, kLanes>;
+  using Reduce = cub::WarpReduce<T>;
   typename Reduce::TempStorage none;  // empty: these sums travel by shuffles
-  v = Reduce(none).Sum(v);
+  return Reduce(none).Sum(v);
 #else
-  for (int offset = 1; offset < kLanes; offset *= 2) v += __shfl_down_sync(0xffffffffu, v, offset, kLanes);
+  for (int offset = 1; offset < 32; offset *= 2) v += __shfl_down_sync(0xffffffffu, v, offset, 32);
+  return v;
 #endif
-  return __shfl_sync(0xffffffffu, v, 0, kLanes);
 }
 
 // Scratch in shared memory: two sets of a slot per warp and a slot per block of the cluster, used in
@@ -30,7 +41,7 @@ template <class T, int kThreads, bool kCluster>
 class RowSum {
  public:
   __device__ explicit RowSum(int cluster) : cluster_(cluster) {
-    if constexpr (kCluster) Cluster::arrive();  // waited for below, with the first row's loads between
+    if constexpr (kCluster) Cluster::appear();  // waited for below, with the first row's loads between
   }
 
   // Called by all threads of the block together.
@@ -42,7 +53,7 @@ class RowSum {
       T* const set = reinterpret_cast<T*>(shared_memory()) + turn_ * (32 + kMaxCluster);
       turn_ ^= 1;
       const int row = threadIdx.x / kThreads;  // of those side by side
-      v = lanes_sum<32>(v);
+      v = warp_sum(v);
       if (threadIdx.x % 32 == 0) set[threadIdx.x / 32] = v;
       __syncthreads();
       v = 0;
@@ -65,7 +76,10 @@ class RowSum {
         Cluster::arrive();
         Cluster::wait();
         v = 0;
-        for (int i = 0; i < cluster_; ++i) v += slots[i];
+#pragma unroll
+        for (int i = 0; i < kMaxCluster; ++i) {
+          if (i < cluster_) v += slots[i];
+        }
       }
       return v;
     }

@@ -29,9 +29,11 @@ inline bool is_aligned(const Backward& b, const Plan& p) {
 // m / inner = (m * multiplier >> 32) >> shift for every m < 2^31: with L = ceil(log2(inner)) and the
 // multiplier 2^(31 + L) / inner rounded up, the product is too large by less than m * inner <
 // 2^(31 + L), which is less than what separates a quotient from the next (Granlund and Montgomery
-// 1994, theorem 4.2). Below an inner of 2^31 or more every quotient is 0, and so is the multiplier.
-inline Rows with_divisor(Rows r) {
-  if (r.inner > 1 && r.inner >> 31 == 0) {
+// 1994, theorem 4.2). Where there are more rows, or the inner ones are as many, there is no multiplier, and
+// the kernels divide.
+inline Rows with_divisor(Rows r, int64_t rows) {
+  constexpr int64_t kMost = int64_t{1} << 31;
+  if (r.inner > 1 && r.inner < kMost && rows <= kMost) {
     int log = 1;
     while (int64_t{1} << log < r.inner) ++log;
     r.multiplier = static_cast<uint32_t>(((uint64_t{1} << (31 + log)) + r.inner - 1) / r.inner);

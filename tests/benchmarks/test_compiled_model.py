@@ -40,7 +40,6 @@ def counts(**changed: Any) -> dict[str, Any]:
         "threads of a block": 128,
         "shared bytes": 0,
         "vectors": 512,
-        "instructions": {"float": 40.0, "load.global": 1.0},
         "bytes in flight per thread": 64,
         "bytes read": 8192,
         "bytes written": 8192,
@@ -52,8 +51,11 @@ def counts(**changed: Any) -> dict[str, Any]:
     return plain | changed
 
 
+MADE: dict[str, Any] = {"registers": 64, "instructions": {"float": 40.0, "load.global": 1.0}}
+
+
 def test_times_of_each_resource() -> None:
-    h100, made = GPU["H100"], {"registers": 64, "scale": 1.0}
+    h100, made = GPU["H100"], MADE
     found = model(h100, counts(), made)
     clocks = 132 * 1.755e9
     want = {
@@ -68,16 +70,16 @@ def test_times_of_each_resource() -> None:
 
 
 @pytest.mark.parametrize(
-    ("binds", "changed"),
+    ("binds", "changed", "made"),
     [
-        ("issue", {"instructions": {"float": 400.0}}),
-        ("L2", {"sectors stored": 2048.0}),
-        ("L1", {"wavefronts": 3000.0}),
-        ("latency", {"bytes in flight per thread": 4}),
+        ("issue", {}, {"instructions": {"float": 400.0}}),
+        ("L2", {"sectors stored": 2048.0}, {}),
+        ("L1", {"wavefronts": 3000.0}, {}),
+        ("latency", {"bytes in flight per thread": 4}, {}),
     ],
 )
-def test_what_binds(binds: str, changed: dict[str, Any]) -> None:
-    found = model(GPU["H100"], counts(**changed), {"registers": 64, "scale": 1.0})
+def test_what_binds(binds: str, changed: dict[str, Any], made: dict[str, Any]) -> None:
+    found = model(GPU["H100"], counts(**changed), MADE | made)
     assert found["binds"] == binds
     share = found["ns"]["memory"] / found["ns"][binds]
     assert found["share of memory"] == pytest.approx(share, abs=1e-3)

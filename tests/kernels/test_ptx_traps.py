@@ -66,6 +66,9 @@ TRAPS = {
         END:""",
     r"outside of the parameters": "mov.b64 %rd1, from; ld.param.u64 %rd2, [%rd1+16];",
     r"arrives at the cluster's barrier twice": "barrier.cluster.arrive; barrier.cluster.arrive;",
+    r"that has written arrives relaxed": """
+        st.global.u32 [%out], 1;
+        barrier.cluster.arrive.relaxed;""",
 }
 
 

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .program import Program
-
 Array = NDArray[Any]
 SECTOR = 32
 
@@ -65,12 +63,3 @@ class Counts:
             c[access, "least sectors"] += int((-(-least_bytes // SECTOR)).sum())
             sectors = np.unique(lanes_at[lanes_on] // SECTOR).tolist()
             self.touched["written" if access.startswith("st") else "read"].update(sectors)
-
-    def instructions(self, program: Program) -> dict[str, tuple[int, float]]:
-        """Warp instructions by class: (of PTX, estimated of the machine)."""
-        total: dict[str, tuple[int, float]] = {}
-        for block, warps in self.blocks.items():
-            for kind, (number, estimate) in program.blocks[block].costs.items():
-                n, e = total.get(kind, (0, 0.0))
-                total[kind] = n + warps * number, e + warps * estimate
-        return total

@@ -47,8 +47,11 @@ def wait_shorter(entry: Entry, at: int) -> Entry:
 
 
 def shuffle_elsewhere(entry: Entry, at: int) -> Entry:
-    """From the next lane, or from one lane further."""
-    return change(entry, at, 2, str(_number(entry, at, 2) + 1))
+    """From the next lane, or from one lane further. Of pairs of lanes that have the same number
+    already, it does not matter which one it is from: there, from within the pair."""
+    number = _number(entry, at, 2)
+    pairs = "bfly" in entry.instructions[at].modifiers
+    return change(entry, at, 2, str(number // 2 if pairs else number + 1))
 
 
 def shuffle_wider(entry: Entry, at: int) -> Entry | None:

@@ -96,6 +96,7 @@ class Batch(MemoryAccess):
         self.live = np.ones(self.threads, bool)
         self.place = np.zeros(self.threads, np.int32)
         self.blocked = np.zeros(self.threads, bool)
+        self.wrote = np.zeros(self.threads, bool)
         self.barriers, self.arrived, self.waited, self.commits = (
             np.zeros(self.threads, np.int32) for _ in range(4)
         )
@@ -268,8 +269,10 @@ class Batch(MemoryAccess):
     def passed_barrier(self, M: Array | None) -> None:
         self.barriers = self.barriers + (1 if M is None else M)
 
-    def cluster_arrive(self, M: Array | None) -> None:
+    def cluster_arrive(self, M: Array | None, relaxed: bool = False) -> None:
         on = self.live if M is None else M
+        if relaxed and self.wrote[on].any():  # what others could then see late, or not at all
+            raise Trap(f"{self.program.entry.name}: a thread that has written arrives relaxed")
         if (self.arrived[on] != self.waited[on]).any():
             name = self.program.entry.name
             raise Trap(f"{name}: arrives at the cluster's barrier twice without a wait")

@@ -2,10 +2,11 @@
 point inside, each a Python function over arrays (translate.py)."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from . import cost
+from . import classes
 from .isa import ENDS, MEETINGS, NO_RESULT
 from .parse import Entry, Instruction, Operand
 from .translate import Translator
@@ -28,7 +29,7 @@ class BasicBlock:
         self.ends = last.opcode if last.opcode in ENDS else None
         self.label = str(last.operands[0]) if last.opcode == "bra" else None
         self.target = -1  # the block of the label
-        self.costs = cost.by_class(instructions)
+        self.classes = Counter(classes.of(i) for i in instructions)
 
 
 class Program:

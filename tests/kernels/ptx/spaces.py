@@ -55,6 +55,7 @@ class MemoryAccess:
     who: Array
     cta: Array
     live: Array
+    wrote: Array
     everyone: Array
     barriers: Array
     arrived: Array
@@ -114,6 +115,7 @@ class MemoryAccess:
         memory, where = self._resolve(space, here, size, at, threads)
         self._check(memory, where, size, VALID | WRITABLE, threads, at)
         self._count("st", memory, where, size, threads, at)
+        self.wrote[threads] = True
         memory.scatter(where, unit, [np.broadcast_to(v, self.threads)[threads] for v in values])
         memory.mark(where, size, INIT)
 
@@ -128,6 +130,7 @@ class MemoryAccess:
         self._check(shared, to, size, VALID | WRITABLE, threads, at)
         self._count("cp.async", self.memory, source, size, threads, at)
         self._count("cp.async", shared, to, size, threads, at)
+        self.wrote[threads] = True
         shared.mark(to, size, COMING)
         copy = Copy(threads, to, source, size, self.commits[threads], at)
         if self.options.late:

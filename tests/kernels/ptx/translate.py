@@ -358,13 +358,15 @@ class Translator:
             for what, more in (
                 ("arrive", []),
                 ("arrive", ["release"]),
+                ("arrive", ["relaxed"]),
                 ("wait", []),
                 ("wait", ["acquire"]),
             )
         ]
         if i.predicate or [m for m in i.modifiers if m != "aligned"] not in forms:
             raise Unsupported("a form")
-        return [f"m.cluster_{i.modifiers[1]}(M)"]
+        more = ", relaxed=True" if "relaxed" in i.modifiers else ""
+        return [f"m.cluster_{i.modifiers[1]}(M{more})"]
 
     def do_bra(self, i: Instruction, at: int) -> list[str]:
         return [f"return {self.guard(i)}"] if i.predicate else []

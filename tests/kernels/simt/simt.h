@@ -81,8 +81,14 @@ T __shfl_down_sync(unsigned mask, T v, unsigned delta, int width = 32, int line 
   const int lane = simt::lane(), from = lane + static_cast<int>(delta);
   return simt::exchange(mask, v, from / width == lane / width ? from : lane, line);
 }
+template <class T>
+T __shfl_xor_sync(unsigned mask, T v, int lanes, int width = 32, int line = __builtin_LINE()) {
+  const int lane = simt::lane(), from = lane ^ lanes;
+  return simt::exchange(mask, v, from / width == lane / width ? from : lane, line);
+}
 
 inline void __cluster_barrier_arrive(int line = __builtin_LINE()) { simt::cluster_arrive(line); }
+inline void __cluster_barrier_arrive_relaxed(int line = __builtin_LINE()) { simt::cluster_arrive(line); }
 inline void __cluster_barrier_wait(int line = __builtin_LINE()) { simt::cluster_wait(line); }
 inline unsigned __clusterRelativeBlockRank() { return simt::cluster_rank(); }
 inline void* __cluster_map_shared_rank(void* own, unsigned rank) { return simt::map_shared(own, rank); }

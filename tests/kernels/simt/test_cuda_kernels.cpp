@@ -405,10 +405,15 @@ void gates(Checker& check) {
 void divisions(Checker& check) {
   Random random(5);
   const auto holds = [&](int64_t m, int64_t inner) {
-    const Rows rows = cuda::with_divisor({nullptr, inner, 1, int64_t{1} << 28});
     const int64_t want = m / inner + (inner == 1 ? 0 : m % inner << 28);
-    check.that(cuda::offset_of(rows, m) == want,
-               [&] { return "row " + std::to_string(m) + " of " + std::to_string(inner) + " side by side"; });
+    for (int64_t all : {m + 1, int64_t{1} << 31, int64_t{1} << 34}) {
+      if (m >= all) continue;
+      const Rows rows = cuda::with_divisor({nullptr, inner, 1, int64_t{1} << 28}, all);
+      check.that(cuda::offset_of(rows, m) == want, [&] {
+        return "row " + std::to_string(m) + " of " + std::to_string(all) + ", " + std::to_string(inner) +
+               " side by side";
+      });
+    }
   };
   std::vector<int64_t> numbers = {1, 3, 5, 6, 7, 10, 641, 6700417};
   for (int bit = 1; bit < 34; ++bit) {
