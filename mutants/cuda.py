@@ -70,8 +70,8 @@ _ROWS = (
     ),
     M(
         "forward_rows.cuh",
-        "threadIdx.x % kFlight == q ?",
-        "threadIdx.x % kFlight == 0 ?",
+        "threadIdx.x % kFlight == q",
+        "threadIdx.x % kFlight == 0",
         "of rows in flight, one gets another's root",
     ),
     M(
@@ -252,9 +252,16 @@ _ACCESS = (
     M("access.cuh", "shift % 4 * 8", "0u", "a shift within a word is not done"),
     M(
         "access.cuh",
+        "rest * rows.inner_stride",
+        "rest * rows.outer_stride",
+        "the stride of the outer dimension for the inner one",
+    ),
+    M(
+        "access.cuh",
         "(m - outer * rows.inner) * rows.inner_stride",
         "(m - outer * rows.inner) * rows.outer_stride",
-        "the stride of the outer dimension for the inner one",
+        "of more than 2^31 rows, the stride of the outer dimension for the inner one",
+        ("errors bf16",),
     ),
     M(
         "access.cuh",

@@ -96,7 +96,7 @@ class Batch(MemoryAccess):
         self.live = np.ones(self.threads, bool)
         self.place = np.zeros(self.threads, np.int32)
         self.blocked = np.zeros(self.threads, bool)
-        self.wrote = np.zeros(self.threads, bool)
+        self.wrote = np.zeros(self.threads, bool)  # anything, to memory
         self.barriers, self.arrived, self.waited, self.commits = (
             np.zeros(self.threads, np.int32) for _ in range(4)
         )
