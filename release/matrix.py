@@ -21,7 +21,7 @@ import torches
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "matrix.json"
-COMPILERS = ["g++-11", "g++-12", "g++-13", "g++-14", "clang++"]
+COMPILERS = ["g++-11", "g++-12", "g++-13", "g++-14", "g++-16", "clang++"]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 TORCHES = ["2.11", "2.12", "2.13", "2.14"]
 Result = dict[str, str]

@@ -32,7 +32,7 @@ __device__ __forceinline__ unsigned char* shared_memory() {
 // Brings the 128 bytes round p to the L2 cache. Nothing waits for them.
 __device__ __forceinline__ void touch(const void* p) {
 #if defined(__CUDACC__)
-  unsigned unused;
+  [[maybe_unused]] unsigned unused;
   asm volatile("ld.global.L2::128B.b32 %0, [%1];" : "=r"(unused) : "l"(p));
 #else
   static_cast<void>(*static_cast<const volatile unsigned*>(p));
