@@ -73,13 +73,15 @@ __device__ __forceinline__ void ask_for(const void* weight, int n, int thread, i
 }
 
 // The scale of a thread's columns of aligned rows. Where so many bytes of registers hold it, it is made
-// before the first row and serves them all; where kPacked do, the weight is read then, as it lies in memory,
-// and is on its way while the rows are summed; otherwise it is read where it is used.
+// before the first row and serves them all. Where kPacked do and the call is plain, the weight is read
+// before, as it lies in memory, and is on its way while the rows are summed; otherwise it is read where it is
+// used.
 template <class W, class T, int V, int kItems, int kBytes, int kPacked>
 class Scale {
  public:
   static constexpr bool kHeld = V * kItems * sizeof(T) <= kBytes;
-  static constexpr bool kEarly = kHeld || V * kItems * sizeof(W) <= kPacked;  // load() is to be called
+  // load() is to be called, of what is not kHeld only in a plain call.
+  static constexpr bool kEarly = kHeld || V * kItems * sizeof(W) <= kPacked;
 
   __device__ Scale(const void* weight, double offset) : weight_(weight), offset_(offset) {}
 
@@ -90,7 +92,7 @@ class Scale {
     if constexpr (kHeld) {
       make(c, held_[i]);
     } else if constexpr (kEarly) {
-      if (weight_) packed_[i] = load_pieces<W, V>(static_cast<const W*>(weight_) + c);
+      packed_[i] = load_pieces<W, V>(static_cast<const W*>(weight_) + c);
     }
   }
   template <bool kPlain>
@@ -98,23 +100,18 @@ class Scale {
     if constexpr (kHeld) {
 #pragma unroll
       for (int j = 0; j < V; ++j) scale[j] = held_[i][j];
+    } else if constexpr (kPlain && kEarly) {
+      widen(packed_[i], scale);
     } else if constexpr (kPlain) {
-      columns(i, c, scale);
+      load_aligned<W>(weight_, c, scale);
     } else {
-      load_scale(weight_, offset_, scale, [&](T(&w)[V]) { columns(i, c, w); });
+      make(c, scale);
     }
   }
 
  private:
   __device__ __forceinline__ void make(int c, T (&scale)[V]) const {
     load_scale(weight_, offset_, scale, [&](T(&w)[V]) { load_aligned<W>(weight_, c, w); });
-  }
-  __device__ __forceinline__ void columns(int i, int c, T (&w)[V]) const {
-    if constexpr (kEarly) {
-      widen(packed_[i], w);
-    } else {
-      load_aligned<W>(weight_, c, w);
-    }
   }
 
   const void* weight_;

@@ -102,12 +102,12 @@ struct Held<V, kItems, kThreads, true> {
 };
 
 // Threads of a multiprocessor that the registers are to leave room for: left alone, the compiler takes
-// so many that five blocks of 128 fit. A wider weight and several rows in flight need up to 80; the fused
-// add and clusters get what they need.
+// so many that five blocks of 128 fit. A wider weight, and rows side by side in a block, need up to 80; the
+// fused add and clusters get what they need.
 template <class Types, int kShape, bool kAdd, bool kCluster>
 constexpr int kForwardResident =
     kAdd || kCluster ? 1
-    : sizeof(typename Types::W) > sizeof(typename Types::X) || kShapes[kShape].flight > 1
+    : sizeof(typename Types::W) > sizeof(typename Types::X) || kShapes[kShape].threads < kBlock<kShape>
         ? (kBlock<kShape> < 512 ? 768 / kBlock<kShape> : 1)
         : 1024 / kBlock<kShape>;
 
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kBlock<kShape>, kForwardResident<Types, kShape
           }
         }
       }
-      if constexpr (RowScale::kEarly) {
+      if (RowScale::kHeld || (RowScale::kEarly && plain)) {
 #pragma unroll
         for (int i = 0; i < kItems; ++i) {
           const int c = (i * width + thread) * V;

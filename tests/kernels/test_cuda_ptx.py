@@ -57,6 +57,15 @@ def test_no_spills(compiled: Build, source: str, target: int) -> None:
     assert not spilling
 
 
+@pytest.mark.parametrize("target", [100, 120])
+@pytest.mark.parametrize("source", ["forward_bf16", "forward_f16"])
+def test_no_spills_in_a_release(source: str, target: int) -> None:
+    """What a release compiles for the newest architectures is made of PTX of their own, which
+    takes a few registers more than that for sm_90. These kernels have the least to spare."""
+    spilling = [k for k in kernels(Build().release_report(source, target)) if k.stack or k.spilled]
+    assert not spilling
+
+
 def serves_aligned_rows_only(name: str) -> bool:
     return bool(re.search(r"(?:for|back)ward_rowsI", name)) and "AccessE1" not in name
 
@@ -108,8 +117,8 @@ def test_sums_are_fused_where_written(compiled: Build, source: str, virtual: int
 @pytest.mark.parametrize("source", SOURCES)
 def test_registers_leave_the_plan_its_blocks(compiled: Build, source: str, target: int) -> None:
     """The grid of the backward counts on 512 threads a multiprocessor, of its 65536 registers. The
-    plain forward of aligned rows is to have 1024; 768, or one block, where a wider weight or
-    several rows in flight need the registers."""
+    plain forward of aligned rows is to have 1024; 768, or one block, where a wider weight or rows
+    side by side in a block need the registers."""
     ptx = compiled.ptx(source, TARGETS[target]).read_text()
     headers = {name: body.split("{")[0] for name, body in bodies(ptx).items()}
     for kernel in kernels(report_of(compiled, source, target)):
@@ -121,6 +130,6 @@ def test_registers_leave_the_plan_its_blocks(compiled: Build, source: str, targe
         plain = re.search(r"forward_rowsI\w*RowTypesI(\w+?)EELi(\d+)ELb0ELb0E", kernel.name)
         if plain:
             wide_weight = plain[1].endswith("f") and plain[1] != "ff"
-            several_rows = int(plain[2]) < 4  # the shapes of plan.h with more than one in flight
-            expected = 768 if wide_weight or several_rows else 1024
+            side_by_side = int(plain[2]) < 6  # the shapes of plan.h with less than 128 threads
+            expected = 768 if wide_weight or side_by_side else 1024
             assert blocks == max(expected // threads, 1), kernel

@@ -158,6 +158,17 @@ class Build:
         """The machine code."""
         return self._machine_code(ptx, target)
 
+    def release_report(self, unit: str, target: int) -> str:
+        """The same of a unit, compiled for one architecture and no other."""
+        source = self.cuda / f"{unit}.cu"
+        path = self.work / f"{self._stem(source)}-release-sm_{target}.txt"
+
+        def make(part: Path) -> None:
+            flags = (*FLAGS, f"-arch=sm_{target}", "-cubin", "-Xptxas", "-v")
+            part.write_text(run("nvcc", *flags, source, "-o", path.with_suffix(".cubin")))
+
+        return made(path, make).read_text()
+
     def _machine_code(self, ptx: Path, target: int) -> Path:
         path = self.work / f"{ptx.stem}-sm_{target}.cubin"
 
