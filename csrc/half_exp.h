@@ -15,6 +15,10 @@
 //
 // Within 0.991 units in the last place of every z from -89 to 86.64 (all tried), with fused multiply-adds
 // or without. Further down it is infinite, further up 0 or nearly so, beside the 1/2 it is added to.
+//
+// Where |z| is at most kUsual, exp(-z) itself, sigmoid(z) and its slope are normal numbers, and so
+//   sigmoid(z) = 1 / (1 + exp(-z))      with kMagic + 1 in kMagic's place
+// has the same bits: every number on its way is twice the other's, or the same.
 #pragma once
 
 namespace fused_rmsnorm::half_exp {
@@ -26,6 +30,7 @@ constexpr float kLn2High = 0x1.63p-1f, kLn2Low = -0x1.bd0106p-13f;
 constexpr float kQ4 = 0x1.6a2714p-10f, kQ3 = -0x1.123c8p-7f, kQ2 = 0x1.5557cep-5f, kQ1 = -0x1.55548ep-3f,
                 kQ0 = 0.5f;
 
+constexpr float kUsual = 86.0f;
 constexpr float kMostFactor = 0x1p126f;  // of a slope: beyond it, sigmoid(z) is 0 or as good as 0
 
 }  // namespace fused_rmsnorm::half_exp

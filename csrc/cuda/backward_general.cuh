@@ -78,11 +78,8 @@ class GeneralBackward {
 #pragma unroll
     for (int piece = 0; piece < V / 4; ++piece) {
       Vec<float, 4> value, slope;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const Activation act = activate_with_slope(gate[4 * piece + j], b_.sigmoid);
-        value.v[j] = act.value, slope.v[j] = act.slope;
-      }
+      activate({gate[4 * piece], gate[4 * piece + 1], gate[4 * piece + 2], gate[4 * piece + 3]}, b_.sigmoid,
+               value.v, slope.v);
       take(piece, value, slope);
     }
   }
@@ -320,8 +317,11 @@ __global__ void __launch_bounds__(kColumnThreads)
     T g = b.dy_dtype != b.x_dtype ? row_of<T>(b.dy, m)[c] : static_cast<T>(widen(row_of<X>(b.dy, m)[c]));
     T v = widen(row_of<X>(b.x, m)[c]);
     if constexpr (sizeof(X) < 8) {
-      if (b.gate != Gate::none)
-        (b.gate == Gate::first ? v : g) *= activate(widen(row_of<X>(b.z, m)[c]), b.sigmoid);
+      if (b.gate != Gate::none) {
+        T value[1];
+        activate({widen(row_of<X>(b.z, m)[c])}, b.sigmoid, value);
+        (b.gate == Gate::first ? v : g) *= value[0];
+      }
     }
     T normalised = v * static_cast<const T*>(b.rstd)[m];
     if (sizeof(X) < sizeof(T) && b.llama) normalised = widen(narrow<X>(normalised));

@@ -50,6 +50,17 @@ __device__ __forceinline__ int64_t divided(int64_t a, int64_t b) {
 #endif
 }
 
+// 1 / v, of a normal result: by a GPU to one unit in the last place.
+__device__ __forceinline__ float nearly_inverse(float v) {
+#if defined(__CUDACC__)
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+  return result;
+#else
+  return 1.0f / v;
+#endif
+}
+
 // p, held in a register: left alone, the compiler computes an address of 64 bits anew at each use.
 template <class T>
 __device__ __forceinline__ T* pinned(T* p) {

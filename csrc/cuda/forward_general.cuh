@@ -17,15 +17,21 @@ class GeneralForward {
   static constexpr int V = 16 / sizeof(X);
 
   __device__ GeneralForward(const Forward& f, int64_t m, const WeightRows& weights, bool aligned)
-      : f_(f), m_(m), x_(row_of<X>(f.x, m)), w_(weights.of(m)), aligned_(aligned) {}
+      : f_(f),
+        m_(m),
+        x_(row_of<X>(f.x, m)),
+        other_(f.residual.data ? row_of<X>(f.residual, m)
+               : f.z.data      ? row_of<X>(f.z, m)
+                               : nullptr),
+        w_(weights.of(m)),
+        aligned_(aligned) {}
 
   struct Columns {
     Vec<X, V> x, other;  // other: of the residual or the gate
   };
   __device__ __forceinline__ Columns load(int c) const {
     Columns in{load_columns<X, V>(x_, c, n(), aligned_), {}};
-    if (f_.residual.data) in.other = load_columns<X, V>(row_of<X>(f_.residual, m_), c, n(), aligned_);
-    if (f_.z.data) in.other = load_columns<X, V>(row_of<X>(f_.z, m_), c, n(), aligned_);
+    if (other_) in.other = load_columns<X, V>(other_, c, n(), aligned_);
     return in;
   }
   // A second reading, when the sum has been stored, and x and the residual may be gone.
@@ -72,10 +78,11 @@ class GeneralForward {
   }
   __device__ __forceinline__ void multiply_by_gate(const Columns& in, T (&v)[V]) const {
     if constexpr (sizeof(X) < 8) {
-      T gate[V];
+      T gate[V], value[V];
       widen(in.other, gate);
+      activate(gate, f_.sigmoid, value);
 #pragma unroll
-      for (int j = 0; j < V; ++j) v[j] *= activate(gate[j], f_.sigmoid);
+      for (int j = 0; j < V; ++j) v[j] *= value[j];
     }
   }
   template <class Y>
@@ -86,7 +93,7 @@ class GeneralForward {
 
   const Forward& f_;
   int64_t m_;
-  const X* x_;
+  const X *x_, *other_;
   int64_t w_;
   bool aligned_;
 };

@@ -6,10 +6,9 @@
 
 namespace fused_rmsnorm::cuda {
 
-__device__ __forceinline__ float half_exp_minus(float z) {
-  z = z < half_exp::kLeast ? half_exp::kLeast : z;  // not fminf, which would take the number where one is NaN
-  z = z > half_exp::kMost ? half_exp::kMost : z;
-  const float t = fmaf(z, half_exp::kMinusLog2E, half_exp::kMagic), n = t - half_exp::kMagic;
+// exp(-z), times what the magic number makes of it, of a z from kLeast to kMost.
+__device__ __forceinline__ float exp_minus(float z, float magic) {
+  const float t = fmaf(z, half_exp::kMinusLog2E, magic), n = t - magic;
   const float r = fmaf(n, half_exp::kLn2Low, fmaf(n, half_exp::kLn2High, z));
   float q = fmaf(half_exp::kQ4, r, half_exp::kQ3);
   q = fmaf(q, r, half_exp::kQ2);
@@ -18,22 +17,67 @@ __device__ __forceinline__ float half_exp_minus(float z) {
   return (1.0f - fmaf(-(r * r), q, r)) * __uint_as_float(__float_as_uint(t) << 23);
 }
 
-__device__ __forceinline__ float activate(float z, bool sigmoid) {
-  const float s = 0.5f / (0.5f + half_exp_minus(z));
-  return sigmoid ? s : z * s;
+// 1 / d rounded to nearest, for d from 1 to 2^125. These are the instructions that 1.0f / d becomes (on
+// sm_80 to sm_120), without those that ask whether d is in the range where they are enough.
+__device__ __forceinline__ float inverse(float d) {
+  const float r = nearly_inverse(d);
+  return fmaf(r, fmaf(-d, r, 1.0f), r);
 }
 
 struct Activation {
-  float value, slope;  // value: the bits of activate()
+  float value, slope;
 };
 // With s = sigmoid(z) and c = 1 - s = exp(-z) s, which does not cancel: the slope of s is s c, that of z s
 // is s + z s c. Where exp(-z) leaves fp32, s is 0 or as good as 0, and so is the slope for any finite c.
-__device__ __forceinline__ Activation activate_with_slope(float z, bool sigmoid) {
-  const float h = half_exp_minus(z), s = 0.5f / (0.5f + h);
-  const float finite = h > half_exp::kMostFactor ? half_exp::kMostFactor : h;
-  const float sc = (finite * s + finite * s) * s;
-  if (sigmoid) return {s, sc};
-  return {z * s, s + z * sc};
+// kUsual: |z| is at most half_exp::kUsual.
+template <bool kUsual>
+__device__ __forceinline__ Activation activation(float z, bool sigmoid) {
+  float s, sc;
+  if constexpr (kUsual) {
+    const float e = exp_minus(z, half_exp::kMagic + 1);
+    s = inverse(1.0f + e);
+    sc = e * s * s;
+  } else {
+    float limited = z < half_exp::kLeast ? half_exp::kLeast : z;  // fminf would take the number for a NaN
+    limited = limited > half_exp::kMost ? half_exp::kMost : limited;
+    const float h = exp_minus(limited, half_exp::kMagic);
+    const float finite = h > half_exp::kMostFactor ? half_exp::kMostFactor : h;
+    s = 0.5f / (0.5f + h);
+    sc = (finite * s + finite * s) * s;
+  }
+  return sigmoid ? Activation{s, sc} : Activation{z * s, s + z * sc};
+}
+
+// Of V numbers. One question for all of them, whether each is usual, in place of those that a division and
+// the limits ask of each: a third of the instructions of a gate. The rare case has a loop that stays one.
+template <int V>
+__device__ __forceinline__ void activate(const float (&z)[V], bool sigmoid, float (&value)[V],
+                                         float (&slope)[V]) {
+  bool usual = true;
+#pragma unroll
+  for (int j = 0; j < V; ++j) usual &= fabsf(z[j]) <= half_exp::kUsual;  // not so of NaN
+  if (usual) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const Activation a = activation<true>(z[j], sigmoid);
+      value[j] = a.value, slope[j] = a.slope;
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < V; ++j) value[j] = slope[j] = z[j];
+#pragma unroll 1
+    for (int i = 0; i < V; ++i) {  // takes the first, puts its result behind the last
+      const Activation a = activation<false>(value[0], sigmoid);
+#pragma unroll
+      for (int j = 1; j < V; ++j) value[j - 1] = value[j], slope[j - 1] = slope[j];
+      value[V - 1] = a.value, slope[V - 1] = a.slope;
+    }
+  }
+}
+template <int V>
+__device__ __forceinline__ void activate(const float (&z)[V], bool sigmoid, float (&value)[V]) {
+  float slope[V];
+  activate(z, sigmoid, value, slope);
 }
 
 }  // namespace fused_rmsnorm::cuda

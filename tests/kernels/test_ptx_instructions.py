@@ -201,6 +201,9 @@ OF_FLOATS: dict[str, Callable[[float, float], float]] = {
     "div.rn.f32 %f3, %f1, %f2": lambda a, b: np.float32(a) / np.float32(b),
     "sqrt.rn.f32 %f3, %f1": lambda a, b: np.sqrt(np.float32(a)),
     "rcp.rn.f32 %f3, %f2": lambda a, b: np.float32(1) / np.float32(b),
+    "rcp.approx.ftz.f32 %f3, %f2": (
+        lambda a, b: np.nextafter(np.float32(1) / np.float32(b), np.float32(0))
+    ),
     "neg.f32 %f3, %f1": lambda a, b: -np.float32(a),
     "abs.f32 %f3, %f2": lambda a, b: np.abs(np.float32(b)),
     "setp.lt.f32 %p1, %f1, %f2; selp.f32 %f3, %f1, %f2, %p1": lambda a, b: a if a < b else b,
@@ -211,6 +214,22 @@ OF_FLOATS: dict[str, Callable[[float, float], float]] = {
         lambda a, b: np.float32(np.float64(np.float32(a)) ** 2)
     ),
 }
+
+
+def test_approximate_reciprocal() -> None:
+    """Never the rounded quotient, and one step of Newton's reaches that from it: of every mantissa."""
+    ones = np.arange(1 << 23, dtype=np.uint32) | np.uint32(0x3F800000)
+    for exponent in (-124, 0, 124):
+        d = np.ldexp(ones.view(np.float32), exponent)
+        near, exact = arithmetic.nearly_inverse(d), np.float32(1) / d
+        last = ones == 0x3FFFFFFF
+        assert (near == exact).nonzero()[0].tolist() == last.nonzero()[0].tolist()
+        assert (np.nextafter(exact, np.float32(0)) == near)[~last].all()
+        error = arithmetic.fma32(-d, near, np.ones(1, np.float32))
+        np.testing.assert_array_equal(arithmetic.fma32(near, error, near), exact)
+    ends = np.array([2.0**127, -(2.0**127), 1e-39, 0, np.inf], np.float32)
+    with np.errstate(divide="ignore"):
+        assert arithmetic.nearly_inverse(ends).tolist() == [0, 0, np.inf, np.inf, 0]
 
 
 @pytest.mark.parametrize("text", OF_FLOATS)

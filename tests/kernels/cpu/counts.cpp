@@ -46,6 +46,7 @@ const Case cases[] = {
     {"forward fp16 64x4096", Dtype::f16, 64, 4096},
     {"forward bf16 1024x128", Dtype::bf16, 1024, 128},
     {"forward fp32 1024x128", Dtype::f32, 1024, 128},
+    {"forward fp32 2048x64", Dtype::f32, 2048, 64},
     {"forward bf16 80x1000", Dtype::bf16, 80, 1000},
     {"forward fp32 80x1000", Dtype::f32, 80, 1000},
     {"forward bf16 64x4096 add", Dtype::bf16, 64, 4096, false, false, true},

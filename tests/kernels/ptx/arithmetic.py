@@ -92,6 +92,19 @@ def remainder(a: Array, b: Array) -> Array:
     return np.where(b == 0, a, a - divide(a, b) * b)
 
 
+def nearly_inverse(a: Array) -> Array:
+    """rcp.approx.ftz.f32: 1 / a, here as far below it as PTX allows (one unit in the last place),
+    so that nothing can rely on more. Except of 2^n (2 - 2^-23): from there one step of Newton's
+    does not reach the rounded quotient, and devices, whose own divisions take that step, are
+    nearer."""
+    tiny = F32(2.0**-126)
+    exact = F32(1) / np.where(np.abs(a) < tiny, a * F32(0), a)
+    bits = exact.view(U32)
+    off = np.isfinite(exact) & (np.abs(exact) > tiny) & (a.view(U32) & U32(0x7FFFFF) != U32(0x7FFFFF))
+    near = (bits - off.astype(U32)).view(F32)
+    return np.where(np.abs(near) < tiny, near * F32(0), near)
+
+
 def multiply_high(a: Array, b: Array) -> Array:
     """The upper half of the product of two 32-bit or 64-bit integers."""
     bits = 8 * a.dtype.itemsize

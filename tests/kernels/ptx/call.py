@@ -43,7 +43,10 @@ class Call:
     def _numbers(self, name: str, limit: float, count: int, low: float | None = None) -> Array:
         """By a seed and a name alone: the same rows in every layout, whatever their number."""
         random = np.random.default_rng([self.case.seed, *name.encode()])
-        return random.uniform(-limit if low is None else low, limit, count)
+        numbers = random.uniform(-limit if low is None else low, limit, count)
+        if name == "z" and self.case.far:
+            return np.clip(40 * numbers, -86.5, 86.5)  # beyond, exp(-z) is less exact than it has to be
+        return numbers
 
     def _rows(self, name: str, dtype: str, limit: float) -> dict[str, int]:
         """Rows as a slice of wider tokens; what lies between them is outside."""

@@ -49,6 +49,7 @@ class Case:
     weight_has_rows: bool = False
     gate: str = ""
     sigmoid: bool = False
+    far: bool = False  # most of z lies where exp(-z) nears the ends of fp32's range
     in_place: bool = False  # y over x and sum over residual; dx over dsum, or over dy without
     max_grid: int = 0  # 0: the plan's
     seed: int = 0
@@ -188,6 +189,7 @@ class Draw:
             weight_has_rows=rows > 1 or not gate,
             rows=rows * share * (1 + self.below(2 if n > 3000 else 4)),
             residual=case.residual and not gate,
+            far=self.chance(25),
         )
 
     def options(self, races: bool) -> Options:

@@ -141,6 +141,9 @@ class Translator:
 
     # ---------------------------------------------------------------- arithmetic
     def plain(self, i: Instruction) -> list[str]:
+        if i.opcode == "rcp" and i.modifiers[:2] == ["approx", "ftz"] and i.type == "f32":
+            value = f"fp.nearly_inverse({self.get(i.operands[1], 'f32')})"
+            return self.put(i, i.operands[0], value, "f32")
         if not set(i.modifiers) <= _KNOWN:
             raise Unsupported("a modifier")
         kind, is_float = i.type, i.type.startswith("f")
