@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ def check_norm(y: Tensor, x: Tensor, dtype: torch.dtype, p: Problem) -> None:
     """y, of `dtype`, is the norm of x to within reference.py's bound."""
     assert y.dtype == dtype, f"y has dtype {y.dtype}, not {dtype}"
     expected = reference.rms_norm(x, p.w, p.b, p.o)
-    h = reference.rms_norm(x, None, None, Options(p.o.eps_for(x.dtype), p.o.p)).abs()
+    h = reference.rms_norm(x, None, None, p.o.exact(x.dtype).statistic()).abs()
     scaled = h * reference.magnitude(p.w, p.o)
     terms = scaled if p.b is None else scaled + p.b.double().abs()
     bound = reference._bound(dtype, terms, expected, x.dtype, reference.growth(x.shape[-1]))
@@ -126,16 +127,16 @@ def check_gated(y: Tensor, p: Problem) -> None:
     first = p.gated["norm_before_gate"]
     out = x.dtype if first else p.o.output_type(x.dtype, None if p.w is None else p.w.dtype)
     assert y.dtype == out, f"y has dtype {y.dtype}, not {out}"
-    o = Options(p.o.eps_for(x.dtype), *list(p.o.__dict__.values())[1:])
+    o = replace(p.o, eps=p.o.eps_for(x.dtype))
     # What is normalised is rounded by llama's rule to x's dtype, not to that of the fp64 product.
-    plain_o = Options(o.eps, o.p, o.weight_offset, "torch")
+    plain_o = o.exact(x.dtype)
     expected = reference.rms_norm_gated(x, z, p.w, p.b, plain_o, **p.gated)
     act = reference.activate(z.double(), p.gated["activation"])
     # A sigmoid that underflows is still multiplied with its argument, which is large then.
     tiny = torch.finfo(reference.arithmetic_type(x.dtype)).tiny
     act_lost = (z.double().abs().clamp(max=1e9) + 1) * tiny
     rows = x.double() if first else x.double() * act
-    h = reference.rms_norm(rows, None, None, Options(o.eps, o.p)).abs()
+    h = reference.rms_norm(rows, None, None, o.statistic()).abs()
     magnitude = reference.magnitude(p.w, o)
     terms = h * magnitude
     if p.b is not None:
@@ -251,7 +252,7 @@ def check_gradients(
 def close_gradients(p: Problem, grads: dict[str, Any], dys: tuple[Tensor, ...]) -> None:
     """Gradients against fp64's, to within what the largest terms of each may lose."""
     wide = {k: None if t is None else t.double().requires_grad_() for k, t in p.t.items()}
-    o = Options(p.o.eps_for(p.normalised().dtype), p.o.p, p.o.weight_offset, "torch")
+    o = p.o.exact(p.normalised().dtype)
     outs = definition(p.family, wide, o, p.gated)
     names = [k for k, g in grads.items() if g is not None]
     if not names or not p.x.numel():

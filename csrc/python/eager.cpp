@@ -53,14 +53,16 @@ c10::string_view string(PyObject* object, const char* name) {
   return {text, static_cast<size_t>(length)};
 }
 
-// The four arguments that close every schema.
+// The arguments that close every schema, and so many.
+constexpr Py_ssize_t kOptions = 4;
 Options options_from(PyObject* const* args) {
   const auto mode = string(args[3], "casting_mode");
   return parse_options(optional_number(args[0], "eps"), optional_number(args[1], "p"),
                        number(args[2], "weight_offset"), mode);
 }
 
-// The six that close the schemas of gated norms.
+// And those of gated norms.
+constexpr Py_ssize_t kGatedOptions = 2 + kOptions;
 GatedOptions gated_options_from(PyObject* const* args) {
   const auto activation = string(args[0], "activation");
   TORCH_CHECK_TYPE(PyBool_Check(args[1]), "norm_before_gate must be a bool, but got ",
@@ -76,7 +78,7 @@ void expect(Py_ssize_t count, Py_ssize_t expected) {
 template <auto norm>
 PyObject* py_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  expect(count, 7);
+  expect(count, 3 + kOptions);
   const Tensor x = tensor(args[0], "input");
   const OptTensor weight = optional_tensor(args[1], "weight"), bias = optional_tensor(args[2], "bias");
   const Options options = options_from(args + 3);
@@ -93,7 +95,7 @@ PyObject* py_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
 template <auto norm>
 PyObject* py_norm_gated(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  expect(count, 10);
+  expect(count, 4 + kGatedOptions);
   const Tensor x = tensor(args[0], "input"), gate = tensor(args[1], "gate");
   const OptTensor weight = optional_tensor(args[2], "weight"), bias = optional_tensor(args[3], "bias");
   const GatedOptions options = gated_options_from(args + 4);
@@ -109,7 +111,7 @@ PyObject* py_norm_gated(PyObject*, PyObject* const* args, Py_ssize_t count) {
 // (input, residual, weight, bias, eps, p, weight_offset, casting_mode) -> (y, sum)
 PyObject* py_add_rms_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  expect(count, 8);
+  expect(count, 4 + kOptions);
   const Tensor x = tensor(args[0], "input"), residual = tensor(args[1], "residual");
   const OptTensor weight = optional_tensor(args[2], "weight"), bias = optional_tensor(args[3], "bias");
   const Options options = options_from(args + 4);
@@ -125,7 +127,7 @@ PyObject* py_add_rms_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
 // (input, residual, weight, bias, eps, p, weight_offset, casting_mode) -> None
 PyObject* py_add_rms_norm_(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  expect(count, 8);
+  expect(count, 4 + kOptions);
   Tensor x = tensor(args[0], "input"), residual = tensor(args[1], "residual");
   const OptTensor weight = optional_tensor(args[2], "weight"), bias = optional_tensor(args[3], "bias");
   const Options options = options_from(args + 4);

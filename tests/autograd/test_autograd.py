@@ -7,19 +7,13 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from cases import numbers
+from cases import OPTION_SETS, numbers
 from reference import Options, same_bits
 from torch.autograd import forward_ad, gradcheck, gradgradcheck, graph
 
 from fused_rmsnorm import functional as F
 
 ops = torch.ops.fused_rmsnorm
-OPTION_SETS = [
-    Options(),
-    Options(eps=1e-3, p=0.3),
-    Options(weight_offset=1.0),
-    Options(p=0.5, weight_offset=-0.5, casting_mode="llama"),
-]
 AFFINE = [(True, False), (True, True), (False, False), (False, True)]  # weight, bias
 
 

@@ -3,7 +3,7 @@ definition in fp64; and that a batch of rows stays on the fused operators."""
 
 import pytest
 import torch
-from cases import numbers
+from cases import OPTION_SETS, numbers
 from fused_calls import Calls
 from reference import Options, rms_norm, same_bits
 from torch.autograd import forward_ad
@@ -13,7 +13,6 @@ from fused_rmsnorm import AddRMSNorm, PRMSNorm, RMSNorm
 from fused_rmsnorm import functional as F
 
 N = 6
-OPTION_SETS = [Options(), Options(eps=1e-3, p=0.4, weight_offset=1.0)]
 
 
 def fused(o: Options):

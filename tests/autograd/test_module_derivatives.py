@@ -48,7 +48,7 @@ def test_against_the_definition(module):
     """jvp, forward_ad and the hessian of a loss, with the numbers of the definition's."""
     call, args = function_of(module)
     args = tuple(t.detach() for t in args)
-    o = Options(module.eps, module.p, module.weight_offset)
+    o = Options.of(module)
     inputs = 1 + isinstance(module, AddRMSNorm)
     dims = len(module.normalized_shape)
 

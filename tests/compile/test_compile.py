@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from cases import LAYOUTS, lay_out, numbers
+from cases import LAYOUTS, OPTION_SETS, lay_out, numbers
 from compiling import assert_same_bits, bits_of, compiled, leaf, operators_compiled
 from reference import Options, assert_backward, assert_forward, same_bits
 from torch import nn
@@ -18,12 +18,6 @@ from fused_rmsnorm import functional as F
 N = 72
 FORWARD = {"fused_rmsnorm.rms_norm_fwd.default", "fused_rmsnorm.add_rms_norm_fwd.default"}
 BACKWARD = {"fused_rmsnorm.rms_norm_bwd.default"}
-OPTION_SETS = [
-    Options(),
-    Options(eps=1e-3, p=0.3),
-    Options(weight_offset=1.0),
-    Options(casting_mode="llama"),
-]
 # x and weight
 TYPES = [
     (torch.float32, torch.float32),
@@ -145,7 +139,7 @@ def test_fuse_mode_is_right(backend):
     eager_y = eager(*inputs)
     eager_dx = torch.autograd.grad(eager_y[:-1], inputs, dy)
     for i, norm in enumerate(model.norms):
-        o = Options(norm.eps, norm.p, norm.weight_offset, norm.casting_mode)
+        o = Options.of(norm)
         x, dx = inputs[i], next(grads)
         dw, db = next(grads), None if norm.bias is None else next(grads)
         if isinstance(norm, AddRMSNorm):

@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from cases import OPTION_SETS
 from compiling import leaf
 from reference import Options, same_bits
 from torch import nn
@@ -16,12 +17,6 @@ from fused_rmsnorm import AddRMSNorm, RMSNorm
 from fused_rmsnorm import functional as F
 
 N = 24
-OPTION_SETS = [
-    Options(),
-    Options(eps=1e-3, p=0.3),
-    Options(weight_offset=1.0),
-    Options(casting_mode="llama"),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +120,7 @@ def test_each_option_has_its_own_graph():
         {"eps": 0.5, "weight_offset": -1.0},
         {"eps": 0.5, "casting_mode": "llama"},
     ]
+    assert {name for options in variants for name in options} == set(Options().kwargs())
 
     def first(**options):
         return torch.autograd.grad(F.rms_norm(x, N, w, **options).sin().sum(), (x, w))

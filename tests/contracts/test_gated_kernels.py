@@ -1,6 +1,8 @@
 """The fused kernels of gated norms: what they cover, how exact they are beside the composite, and
 the contracts of the design by bits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import LAYOUTS, SEEDS, N, affine_type, lay_out, numbers
@@ -132,7 +134,7 @@ def test_no_less_exact_than_the_composite(
 
 def definition(leaves, x_type, w_type, o: Options, activation, norm_before_gate):
     """rms_norm_gated of the reference, with the roundings of llama mode to x's dtype."""
-    plain = Options(o.eps, o.p, o.weight_offset)
+    plain = replace(o, casting_mode="torch")
     if o.casting_mode == "torch":
         return rms_norm_gated(*leaves, plain, activation, norm_before_gate)
     through = lambda t, dtype: t + (t.to(dtype).double() - t).detach()  # noqa: E731

@@ -1,11 +1,15 @@
 """How the operators are registered: schemas, tags, and a kernel behind every key that counts."""
 
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+from cases import OPTION_SETS
+from reference import Options
 
 import fused_rmsnorm
 
@@ -39,6 +43,14 @@ COMPOSITE = (
 )
 KERNELS = tuple(name for name in SCHEMAS if name not in COMPOSITE)
 KEYS = ["CPU", "Meta", "CompositeExplicitAutograd", "FuncTorchBatched", "Autograd"]
+
+
+def test_tests_vary_every_option():
+    """Each is drawn by the contracts, and has more than one value in what all else takes."""
+    names = [f.name for f in fields(Options)]
+    assert names == re.findall(r"(\w+)=", OPTIONS)
+    for name in names:
+        assert len({getattr(o, name) for o in OPTION_SETS}) > 1, name
 
 
 def registered(name: str) -> list[str]:

@@ -217,7 +217,7 @@ OF_FLOATS: dict[str, Callable[[float, float], float]] = {
 
 
 def test_approximate_reciprocal() -> None:
-    """Never the rounded quotient, and one step of Newton's reaches that from it: of every mantissa."""
+    """Of every mantissa: not the rounded quotient, which one step of Newton's reaches from it."""
     ones = np.arange(1 << 23, dtype=np.uint32) | np.uint32(0x3F800000)
     for exponent in (-124, 0, 124):
         d = np.ldexp(ones.view(np.float32), exponent)

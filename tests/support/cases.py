@@ -22,6 +22,13 @@ OPTIONS = st.builds(
     weight_offset=st.sampled_from([0.0, 1.0, -0.3]),
     casting_mode=st.sampled_from(["torch", "llama"]),
 )
+# For tests that draw nothing; of which each option has another value somewhere (test_registration).
+OPTION_SETS = (
+    Options(),
+    Options(eps=1e-3, p=0.3),
+    Options(weight_offset=1.0),
+    Options(p=0.5, weight_offset=-0.5, casting_mode="llama"),
+)
 # Relative to x's dtype: mostly its own, often fp32, sometimes any.
 AFFINE_TYPES = st.sampled_from(["same", "same", "fp32", "fp32", *FLOATS])
 

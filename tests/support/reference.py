@@ -26,7 +26,7 @@ test_backward.py therefore also compare root-mean-square errors with those of F.
 same input (``rms_error``).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -62,6 +62,19 @@ class Options:
 
     def eps_for(self, dtype: torch.dtype) -> float:
         return torch.finfo(arithmetic_type(dtype)).eps if self.eps is None else self.eps
+
+    @classmethod
+    def of(cls, module: object) -> "Options":
+        """Those of a module."""
+        return cls(**{f.name: getattr(module, f.name) for f in fields(cls)})
+
+    def exact(self, dtype: torch.dtype) -> "Options":
+        """As definitions take them for numbers that are in fp64 and were of ``dtype``."""
+        return replace(self, eps=self.eps_for(dtype), casting_mode="torch")
+
+    def statistic(self) -> "Options":
+        """Those that x * r depends on."""
+        return replace(self, weight_offset=0.0, casting_mode="torch")
 
     def beside(self, weight: object) -> "Options":
         """As an operator takes them with this weight: an offset without a weight is refused."""
@@ -135,7 +148,7 @@ def assert_forward(y: Tensor, x: Tensor, weight, bias, o: Options) -> None:
     assert y.shape == x.shape
     assert y.dtype == o.output_type(x.dtype, None if weight is None else weight.dtype)
     assert y.is_contiguous()
-    h = rms_norm(x, None, None, Options(o.eps, o.p)).detach().abs()
+    h = rms_norm(x, None, None, o.statistic()).detach().abs()
     without_bias = h * magnitude(weight, o)
     terms = without_bias if bias is None else without_bias + bias.detach().double().abs()
     bound = _bound(y.dtype, terms, expected, x.dtype, growth(x.shape[-1]))
@@ -149,7 +162,7 @@ def gradients(x: Tensor, weight, bias, dy: Tensor, o: Options, grad_sum: Tensor 
     leaves = [
         None if t is None else t.detach().double().requires_grad_() for t in (x, weight, bias)
     ]
-    o = Options(o.eps_for(x.dtype), o.p, o.weight_offset, "torch")
+    o = o.exact(x.dtype)
     y = rms_norm(*leaves, o)
     given = [t for t in leaves if t is not None]
     found = iter(torch.autograd.grad(y, given, dy.double()))

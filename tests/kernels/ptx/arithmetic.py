@@ -100,7 +100,8 @@ def nearly_inverse(a: Array) -> Array:
     tiny = F32(2.0**-126)
     exact = F32(1) / np.where(np.abs(a) < tiny, a * F32(0), a)
     bits = exact.view(U32)
-    off = np.isfinite(exact) & (np.abs(exact) > tiny) & (a.view(U32) & U32(0x7FFFFF) != U32(0x7FFFFF))
+    last = a.view(U32) & U32(0x7FFFFF) == U32(0x7FFFFF)
+    off = np.isfinite(exact) & (np.abs(exact) > tiny) & ~last
     near = (bits - off.astype(U32)).view(F32)
     return np.where(np.abs(near) < tiny, near * F32(0), near)
 

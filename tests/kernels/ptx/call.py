@@ -45,7 +45,8 @@ class Call:
         random = np.random.default_rng([self.case.seed, *name.encode()])
         numbers = random.uniform(-limit if low is None else low, limit, count)
         if name == "z" and self.case.far:
-            return np.clip(40 * numbers, -86.5, 86.5)  # beyond, exp(-z) is less exact than it has to be
+            # Beyond 86.5 exp(-z) may be less exact; z itself must not make fp16 overflow.
+            return np.clip(40 * numbers, -86.5, 86.5 if self.case.sigmoid else 6)
         return numbers
 
     def _rows(self, name: str, dtype: str, limit: float) -> dict[str, int]:
