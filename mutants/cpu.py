@@ -95,6 +95,18 @@ _SWEEP = (
     ),
     M("sweep.h", "i != fold_at || i == stat_n", "true", "sums are never folded", ("long_rows",)),
     M(
+        "sweep.h",
+        "kernel.stat_columns() == n",
+        "true",
+        "short rows have the statistic of whole ones",
+    ),
+    M(
+        "sweep.h",
+        "kernel.row_of(m + slot, slot)",
+        "kernel.row_of(m + slot, 0)",
+        "short rows of a block are written with the first one's rstd",
+    ),
+    M(
         "pairwise.h",
         "levels_[level] + v",
         "v",

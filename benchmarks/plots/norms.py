@@ -99,8 +99,12 @@ LARGE = 1 << 22  # elements: beyond L2
 FIXED_N = 1024
 
 
-def curves(path: Path, results: Path = MACHINE / "norms.json") -> None:
-    """Share of a copy's speed against N, of large inputs, and against rows, at one N.
+CURVES = RESULTS / "amd-epyc-2-cores-avx512" / "curves" / "norms.json"
+
+
+def curves(path: Path, results: Path = CURVES) -> None:
+    """Share of a copy's speed against N, of large inputs (the smallest of each N), and against
+    rows, at one N.
 
     Raises:
         NotMeasured: fewer than four points of a curve: the results are of a quick run.
@@ -120,8 +124,9 @@ def curves(path: Path, results: Path = MACHINE / "norms.json") -> None:
                 cases = [
                     e for e in chosen(source, "speed", dtype, direction, grid=True) if belongs(e)
                 ]
-                cases.sort(key=lambda e: e[what])
-                if len({e[what] for e in cases}) < 4:
+                cases.sort(key=lambda e: (e[what], e["rows"]))
+                cases = [next(group) for _, group in itertools.groupby(cases, lambda e: e[what])]
+                if len(cases) < 4:
                     raise NotMeasured(f"{path.name}: too few sizes in {results.name} (a full run?)")
                 for name in ("torch_rms_norm", "torch_layer_norm", "rms_norm"):
                     shown = [(e[what], share_of_copy(e, t[name], t)) for e, t in timed(cases)]

@@ -75,8 +75,10 @@ void visit_gated_types(const Call& call, Visit visit) {
       return visit_gated_half<kGate, f16>(wide, call.llama, visit);
     case Dtype::bf16:
       return visit_gated_half<kGate, bf16>(wide, call.llama, visit);
-    default:
+    case Dtype::f32:
       return visit(Types<float, float, float>{});
+    case Dtype::f64:
+      return;  // no gate beside it
   }
 }
 

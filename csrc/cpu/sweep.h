@@ -121,7 +121,7 @@ class Sweep {
   static constexpr int kPackBytes = kWidth * sizeof(Out), kLineElements = kLine / sizeof(Out);
   // A step streams whole lines. Of common calls it has more packs, so that a step's own instructions are
   // shared by more elements; more code to compile, though.
-  static constexpr int kLeast = 2 * kPackBytes >= kLine ? 2 : 4;
+  static constexpr int kLeast = 2 * kPackBytes >= kLine ? 2 : kLine / kPackBytes;
   static constexpr int kPacks = K::kPlain && kWidth * sizeof(T) < 2 * kLine ? 4 : kLeast;
   static constexpr int kStep = kPacks * kWidth, kSmallStep = kLeast * kWidth;
   static_assert(kSmallStep * sizeof(Out) % kLine == 0 && kStep % kSmallStep == 0 &&

@@ -17,21 +17,15 @@ class GeneralForward {
   static constexpr int V = 16 / sizeof(X);
 
   __device__ GeneralForward(const Forward& f, int64_t m, const WeightRows& weights, bool aligned)
-      : f_(f),
-        m_(m),
-        x_(row_of<X>(f.x, m)),
-        other_(f.residual.data ? row_of<X>(f.residual, m)
-               : f.z.data      ? row_of<X>(f.z, m)
-                               : nullptr),
-        w_(weights.of(m)),
-        aligned_(aligned) {}
+      : f_(f), m_(m), x_(row_of<X>(f.x, m)), w_(weights.of(m)), aligned_(aligned) {}
 
   struct Columns {
     Vec<X, V> x, other;  // other: of the residual or the gate
   };
   __device__ __forceinline__ Columns load(int c) const {
     Columns in{load_columns<X, V>(x_, c, n(), aligned_), {}};
-    if (other_) in.other = load_columns<X, V>(other_, c, n(), aligned_);
+    if (f_.residual.data) in.other = load_columns<X, V>(row_of<X>(f_.residual, m_), c, n(), aligned_);
+    if (f_.z.data) in.other = load_columns<X, V>(row_of<X>(f_.z, m_), c, n(), aligned_);
     return in;
   }
   // A second reading, when the sum has been stored, and x and the residual may be gone.
@@ -45,15 +39,26 @@ class GeneralForward {
     add(in.x, in.other);
     store_within(static_cast<X*>(f_.sum) + m_ * f_.n, c, 0, n(), in.x, aligned_);
   }
-  // What is normalised.
-  __device__ __forceinline__ Vec<T, V> value(const Columns& in) const {
-    Vec<T, V> v;
-    widen(in.x, v.v);
-    if (f_.gate == Gate::first) multiply_by_gate(in, v.v);
-    return v;
+  struct Values {
+    Vec<T, V> v;  // what is normalised
+    T act[V];     // act(z), under a gate
+  };
+  __device__ __forceinline__ Values values(const Columns& in) const {
+    Values of;
+    widen(in.x, of.v.v);
+    if constexpr (sizeof(X) < 8) {
+      if (f_.gate != Gate::none) {
+        T gate[V];
+        widen(in.other, gate);
+        activate(gate, f_.sigmoid, of.act);
+        if (f_.gate == Gate::first) multiply(of.v.v, of.act);
+      }
+    }
+    return of;
   }
   // Stores y.
-  __device__ __forceinline__ void finish(Vec<T, V>& v, const Columns& in, int c, T r) const {
+  __device__ __forceinline__ void finish(Values& of, int c, T r) const {
+    auto& v = of.v;
     normalise_in<X>(
         f_, v.v, r,
         [&](T(&scale)[V]) {
@@ -62,7 +67,7 @@ class GeneralForward {
         [&](T(&bias)[V]) { load_weight(f_.bias, c, bias); });
     if (f_.gate == Gate::last) {
       if (sizeof(X) < sizeof(T) && f_.llama && !wide()) widen(narrowed<X>(v.v), v.v);
-      multiply_by_gate(in, v.v);
+      multiply(v.v, of.act);
     }
     if constexpr (sizeof(X) == 2) {
       if (f_.y_dtype != f_.x_dtype) return store<T>(v, c);
@@ -76,14 +81,9 @@ class GeneralForward {
   __device__ __forceinline__ void load_weight(const void* weight, int c, T (&out)[V]) const {
     load_columns<X>(weight_row<X>(weight, wide(), w_, f_.n), wide(), c, n(), aligned_, out);
   }
-  __device__ __forceinline__ void multiply_by_gate(const Columns& in, T (&v)[V]) const {
-    if constexpr (sizeof(X) < 8) {
-      T gate[V], value[V];
-      widen(in.other, gate);
-      activate(gate, f_.sigmoid, value);
+  static __device__ __forceinline__ void multiply(T (&v)[V], const T (&act)[V]) {
 #pragma unroll
-      for (int j = 0; j < V; ++j) v[j] *= value[j];
-    }
+    for (int j = 0; j < V; ++j) v[j] *= act[j];
   }
   template <class Y>
   __device__ __forceinline__ void store(const Vec<T, V>& v, int c) const {
@@ -93,7 +93,7 @@ class GeneralForward {
 
   const Forward& f_;
   int64_t m_;
-  const X *x_, *other_;
+  const X* x_;
   int64_t w_;
   bool aligned_;
 };
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kGeneralBlock<kThreads>, kGeneralResident<kThr
     const bool live = m < f.rows;
     const Row row(f, live ? m : 0, weights, aligned);
     typename Row::Columns in[kItems];
-    Vec<T, V> v[kItems];
+    typename Row::Values of[kItems];
     T sum = 0;
     if (live) {
 #pragma unroll
@@ -130,8 +130,8 @@ __global__ void __launch_bounds__(kGeneralBlock<kThreads>, kGeneralResident<kThr
         const int c = (i * kThreads + thread) * V;
         if (c < n) {
           row.take_residual(in[i], c);
-          v[i] = row.value(in[i]);
-          sum = squares(v[i], c, k, sum);
+          of[i] = row.values(in[i]);
+          sum = squares(of[i].v, c, k, sum);
         }
       }
     }
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kGeneralBlock<kThreads>, kGeneralResident<kThr
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
         const int c = (i * kThreads + thread) * V;
-        if (c < n) row.finish(v[i], in[i], c, r);
+        if (c < n) row.finish(of[i], c, r);
       }
     }
   }
@@ -163,15 +163,15 @@ __global__ void __launch_bounds__(kGeneralLongThreads, 1)
     for (int c = threadIdx.x * V; c < (f.residual.data ? n : k); c += kGeneralLongThreads * V) {
       auto in = row.load(c);
       row.take_residual(in, c);
-      sum.add(squares(row.value(in), c, k, T(0)));
+      sum.add(squares(row.values(in).v, c, k, T(0)));
     }
     const T r = rstd_of(f, row_sum(sum.total()));
     if (f.rstd && threadIdx.x == 0) static_cast<T*>(f.rstd)[m] = r;
 #pragma unroll 1
     for (int c = threadIdx.x * V; c < n; c += kGeneralLongThreads * V) {
       const auto in = row.load_again(c);
-      auto v = row.value(in);
-      row.finish(v, in, c, r);
+      auto of = row.values(in);
+      row.finish(of, c, r);
     }
   }
 }

@@ -49,30 +49,20 @@ __device__ __forceinline__ Activation activation(float z, bool sigmoid) {
 }
 
 // Of V numbers. One question for all of them, whether each is usual, in place of those that a division and
-// the limits ask of each: a third of the instructions of a gate. The rare case has a loop that stays one.
+// the limits ask of each: a third of the instructions of a gate.
 template <int V>
 __device__ __forceinline__ void activate(const float (&z)[V], bool sigmoid, float (&value)[V],
                                          float (&slope)[V]) {
   bool usual = true;
 #pragma unroll
   for (int j = 0; j < V; ++j) usual &= fabsf(z[j]) <= half_exp::kUsual;  // not so of NaN
-  if (usual) {
+  settled(usual, [&](auto is_usual) {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      const Activation a = activation<true>(z[j], sigmoid);
+      const Activation a = activation<decltype(is_usual)::value>(z[j], sigmoid);
       value[j] = a.value, slope[j] = a.slope;
     }
-  } else {
-#pragma unroll
-    for (int j = 0; j < V; ++j) value[j] = slope[j] = z[j];
-#pragma unroll 1
-    for (int i = 0; i < V; ++i) {  // takes the first, puts its result behind the last
-      const Activation a = activation<false>(value[0], sigmoid);
-#pragma unroll
-      for (int j = 1; j < V; ++j) value[j - 1] = value[j], slope[j - 1] = slope[j];
-      value[V - 1] = a.value, slope[V - 1] = a.slope;
-    }
-  }
+  });
 }
 template <int V>
 __device__ __forceinline__ void activate(const float (&z)[V], bool sigmoid, float (&value)[V]) {
