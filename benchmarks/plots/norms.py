@@ -124,8 +124,8 @@ def curves(path: Path, results: Path = CURVES) -> None:
                 cases = [
                     e for e in chosen(source, "speed", dtype, direction, grid=True) if belongs(e)
                 ]
-                cases.sort(key=lambda e: (e[what], e["rows"]))
-                cases = [next(group) for _, group in itertools.groupby(cases, lambda e: e[what])]
+                cases.sort(key=lambda e: (e[what], -e["rows"]))
+                cases = list({e[what]: e for e in cases}.values())  # the last of each
                 if len(cases) < 4:
                     raise NotMeasured(f"{path.name}: too few sizes in {results.name} (a full run?)")
                 for name in ("torch_rms_norm", "torch_layer_norm", "rms_norm"):
