@@ -39,26 +39,15 @@ class GeneralForward {
     add(in.x, in.other);
     store_within(static_cast<X*>(f_.sum) + m_ * f_.n, c, 0, n(), in.x, aligned_);
   }
-  struct Values {
-    Vec<T, V> v;  // what is normalised
-    T act[V];     // act(z), under a gate
-  };
-  __device__ __forceinline__ Values values(const Columns& in) const {
-    Values of;
-    widen(in.x, of.v.v);
-    if constexpr (sizeof(X) < 8) {
-      if (f_.gate != Gate::none) {
-        T gate[V];
-        widen(in.other, gate);
-        activate(gate, f_.sigmoid, of.act);
-        if (f_.gate == Gate::first) multiply(of.v.v, of.act);
-      }
-    }
-    return of;
+  // What is normalised.
+  __device__ __forceinline__ Vec<T, V> value(const Columns& in) const {
+    Vec<T, V> v;
+    widen(in.x, v.v);
+    if (f_.gate == Gate::first) multiply_by_gate(in, v.v);
+    return v;
   }
   // Stores y.
-  __device__ __forceinline__ void finish(Values& of, int c, T r) const {
-    auto& v = of.v;
+  __device__ __forceinline__ void finish(Vec<T, V>& v, const Columns& in, int c, T r) const {
     normalise_in<X>(
         f_, v.v, r,
         [&](T(&scale)[V]) {
@@ -67,7 +56,7 @@ class GeneralForward {
         [&](T(&bias)[V]) { load_weight(f_.bias, c, bias); });
     if (f_.gate == Gate::last) {
       if (sizeof(X) < sizeof(T) && f_.llama && !wide()) widen(narrowed<X>(v.v), v.v);
-      multiply(v.v, of.act);
+      multiply_by_gate(in, v.v);
     }
     if constexpr (sizeof(X) == 2) {
       if (f_.y_dtype != f_.x_dtype) return store<T>(v, c);
@@ -81,9 +70,14 @@ class GeneralForward {
   __device__ __forceinline__ void load_weight(const void* weight, int c, T (&out)[V]) const {
     load_columns<X>(weight_row<X>(weight, wide(), w_, f_.n), wide(), c, n(), aligned_, out);
   }
-  static __device__ __forceinline__ void multiply(T (&v)[V], const T (&act)[V]) {
+  __device__ __forceinline__ void multiply_by_gate(const Columns& in, T (&v)[V]) const {
+    if constexpr (sizeof(X) < 8) {
+      T gate[V], value[V];
+      widen(in.other, gate);
+      activate(gate, f_.sigmoid, value);
 #pragma unroll
-    for (int j = 0; j < V; ++j) v[j] *= act[j];
+      for (int j = 0; j < V; ++j) v[j] *= value[j];
+    }
   }
   template <class Y>
   __device__ __forceinline__ void store(const Vec<T, V>& v, int c) const {
@@ -117,7 +111,7 @@ __global__ void __launch_bounds__(kGeneralBlock<kThreads>, kGeneralResident<kThr
     const bool live = m < f.rows;
     const Row row(f, live ? m : 0, weights, aligned);
     typename Row::Columns in[kItems];
-    typename Row::Values of[kItems];
+    Vec<T, V> v[kItems];
     T sum = 0;
     if (live) {
 #pragma unroll
@@ -130,8 +124,8 @@ __global__ void __launch_bounds__(kGeneralBlock<kThreads>, kGeneralResident<kThr
         const int c = (i * kThreads + thread) * V;
         if (c < n) {
           row.take_residual(in[i], c);
-          of[i] = row.values(in[i]);
-          sum = squares(of[i].v, c, k, sum);
+          v[i] = row.value(in[i]);
+          sum = squares(v[i], c, k, sum);
         }
       }
     }
@@ -141,7 +135,7 @@ __global__ void __launch_bounds__(kGeneralBlock<kThreads>, kGeneralResident<kThr
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
         const int c = (i * kThreads + thread) * V;
-        if (c < n) row.finish(of[i], c, r);
+        if (c < n) row.finish(v[i], in[i], c, r);
       }
     }
   }
@@ -163,15 +157,15 @@ __global__ void __launch_bounds__(kGeneralLongThreads, 1)
     for (int c = threadIdx.x * V; c < (f.residual.data ? n : k); c += kGeneralLongThreads * V) {
       auto in = row.load(c);
       row.take_residual(in, c);
-      sum.add(squares(row.values(in).v, c, k, T(0)));
+      sum.add(squares(row.value(in), c, k, T(0)));
     }
     const T r = rstd_of(f, row_sum(sum.total()));
     if (f.rstd && threadIdx.x == 0) static_cast<T*>(f.rstd)[m] = r;
 #pragma unroll 1
     for (int c = threadIdx.x * V; c < n; c += kGeneralLongThreads * V) {
       const auto in = row.load_again(c);
-      auto of = row.values(in);
-      row.finish(of, c, r);
+      auto v = row.value(in);
+      row.finish(v, in, c, r);
     }
   }
 }
