@@ -175,15 +175,15 @@ def test_two_builds_in_one_process(hub: ModuleType) -> None:
     for name in ("rms_norm", "rms_norm_fwd", "rms_norm_bwd", "add_rms_norm_fwd", "add_rms_norm_"):
         a, b = getattr(ours, name).default, getattr(theirs, name).default
         assert str(a._schema).replace("fused_rmsnorm::", f"{NAME}::", 1) == str(b._schema)
-        libraries = [
+        installed, built = (
             {
-                line
+                line.split(": ")[0]
                 for line in torch._C._dispatch_dump(op.name()).splitlines()
                 if ": registered at" in line
             }
             for op in (a, b)
-        ]
-        assert len(libraries[0]) == len(libraries[1])
+        )
+        assert installed - {"CUDA"} == built  # the build of this test is for CPUs
     x = torch.randn(5, 96, requires_grad=True)
     w = torch.randn(96, requires_grad=True)
     results = []
