@@ -27,7 +27,8 @@ constexpr int64_t size_of(Dtype d) { return d == Dtype::f64 ? 8 : d == Dtype::f3
 // Rows of n contiguous elements. Row i starts, counted in elements from data, at
 //   (i / inner) * outer_stride + (i % inner) * inner_stride
 // which covers (token, head) slices of a packed QKV tensor. A matrix has inner == 1 and
-// outer_stride == its row stride; an expanded gradient has stride 0. Always inner >= 1.
+// outer_stride == its row stride; an expanded gradient has stride 0. Always inner >= 1. On CUDA, rows of two
+// strides are at most 2^31.
 struct Rows {
   const void* data = nullptr;
   int64_t inner = 1;

@@ -120,13 +120,7 @@ _ROWS = (
 )
 _ANY = (
     M("backward_any.cuh", "m += partials", "m += partials + 1", "two passes: rows are left out"),
-    M(
-        "backward_any.cuh",
-        "sizeof(X) < sizeof(T) && b.llama",
-        "false",
-        "two passes: Llama's rounding is left out of dw",
-    ),
-    M("backward_any.cuh", "db.add(g)", "db.add(T(0))", "two passes: no db"),
+    M("backward_any.cuh", "db.add(g)", "dw.add(g)", "two passes: dy goes to dw, not to db"),
     M(
         "forward_any.cuh",
         "f.rstd && threadIdx.x == 0",
@@ -135,11 +129,11 @@ _ANY = (
     ),
     M(
         "fold.cuh",
-        "level_[i - 1] = 0",
-        "level_[i - 1] = level_[i - 1]",
+        "level_[i - 1][j] = 0",
+        "level_[i - 1][j] *= 1",
         "a sum that was folded goes on",
     ),
-    M("fold.cuh", "sum += level_[i]", "sum += T(0)", "folded sums are not added up"),
+    M("fold.cuh", "add_to(0, level_[i])", "add_to(0, level_[0])", "folded sums are not added up"),
 )
 _GENERAL_TESTS = ("general bf16 15", "general f32 15")
 _GENERAL = (
@@ -264,17 +258,24 @@ _ACCESS = (
         "the stride of the outer dimension for the inner one",
     ),
     M(
-        "access.cuh",
-        "(m - outer * rows.inner) * rows.inner_stride",
-        "(m - outer * rows.inner) * rows.outer_stride",
-        "of more than 2^31 rows, the stride of the outer dimension for the inner one",
-        ("errors bf16",),
+        "image.cuh",
+        "c >= 0 && c < count",
+        "c < count",
+        "of a row in shared memory, what lies before a part of it is read, too",
     ),
     M(
-        "access.cuh",
-        "c + j >= begin && c + j < end",
-        "c + j < end",
-        "what lies before a part of a row is written, too",
+        "image.cuh",
+        "end - begin - whole",
+        "end - begin - whole - 1",
+        "the last column of a row is not written",
+    ),
+    M("image.cuh", "e < head ? 0 : whole", "0", "the columns after the last vector are not written"),
+    M(
+        "rows.h",
+        "r.inner == 1 || r.multiplier",
+        "true",
+        "rows that cannot be found are taken",
+        ("errors bf16",),
     ),
     M("rows.h", "log - 1", "log", "the division of a row's number shifts one too far"),
 )

@@ -21,8 +21,8 @@ Dtype dtype_of(at::ScalarType t) {
   }
 }
 
-// The leading dimensions, folded into at most two levels of strides; nullopt if it takes more, or
-// if the elements of a row are not adjacent.
+// The leading dimensions, folded into at most two levels of strides; nullopt if it takes more, if the
+// elements of a row are not adjacent, or if the rows are more than norm.h allows.
 std::optional<Rows> fold_rows(const Tensor& t) {
   Rows rows;
   rows.data = t.const_data_ptr();
@@ -46,6 +46,7 @@ std::optional<Rows> fold_rows(const Tensor& t) {
   }
   if (levels.size() > 2) return std::nullopt;
   if (levels.size() == 2) {
+    if (levels[0].size > (int64_t{1} << 31) / levels[1].size) return std::nullopt;
     rows.inner = levels[1].size;
     rows.outer_stride = levels[0].stride;
     rows.inner_stride = levels[1].stride;

@@ -4,25 +4,17 @@
 
 namespace fused_rmsnorm::cuda {
 
-// m / rows.inner, by multiplication where the host has found a multiplier (rows.h): a division of 64 bits is
-// eighty instructions, as many as a short row takes.
-__device__ __forceinline__ int64_t outer_of(const Rows& rows, int64_t m) {
-  if (!rows.multiplier) return divided(m, rows.inner);
-  return static_cast<int64_t>((uint64_t{static_cast<unsigned>(m)} * rows.multiplier >> 32) >> rows.shift);
-}
-
-// The same for any inner; outer_of() is for more than one.
-__device__ __forceinline__ int64_t quotient(const Rows& rows, int64_t m) {
-  return rows.inner == 1 ? m : outer_of(rows, m);
+// m / rows.inner by the multiplier that the host has found (rows.h): a division of 64 bits is eighty
+// instructions, as many as a short row takes.
+__device__ __forceinline__ unsigned outer_of(const Rows& rows, int64_t m) {
+  return static_cast<unsigned>(uint64_t{static_cast<unsigned>(m)} * rows.multiplier >> 32) >> rows.shift;
 }
 
 // Where row m begins.
 __device__ __forceinline__ int64_t offset_of(const Rows& rows, int64_t m) {
   if (rows.inner == 1) return m * rows.outer_stride;
-  const int64_t outer = outer_of(rows, m);
-  if (!rows.multiplier) return outer * rows.outer_stride + (m - outer * rows.inner) * rows.inner_stride;
-  const unsigned rest =
-      static_cast<unsigned>(m) - static_cast<unsigned>(outer) * static_cast<unsigned>(rows.inner);
+  const unsigned outer = outer_of(rows, m);
+  const unsigned rest = static_cast<unsigned>(m) - outer * static_cast<unsigned>(rows.inner);
   return outer * rows.outer_stride + rest * rows.inner_stride;
 }
 
@@ -43,7 +35,7 @@ template <class T>
 __device__ __forceinline__ int misaligned(const Rows& rows, int64_t m, int c) {
   unsigned outer = static_cast<unsigned>(m), inner = 0;
   if (rows.inner != 1) {
-    outer = static_cast<unsigned>(outer_of(rows, m));
+    outer = outer_of(rows, m);
     inner = static_cast<unsigned>(m) - outer * static_cast<unsigned>(rows.inner);
   }
   const unsigned start = static_cast<unsigned>(reinterpret_cast<uintptr_t>(rows.data)) / sizeof(T);
@@ -52,6 +44,9 @@ __device__ __forceinline__ int misaligned(const Rows& rows, int64_t m, int c) {
          (16 / sizeof(T));
 }
 
+__device__ __forceinline__ bool starts_piece(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
+}
 // Elements by which p lies past a multiple of 16 bytes.
 template <class T>
 __device__ __forceinline__ int misaligned(const T* p) {
@@ -103,41 +98,50 @@ __device__ __forceinline__ void store_pieces(T* p, Vec<T, V>& from) {
   for (int i = 0; i < from.kPieces; ++i) __stwb(reinterpret_cast<uint4*>(p) + i, from.piece(i));
 }
 
-// Columns begin ... end - 1 of a row of any alignment, read in vectors that may start anywhere; the
-// others read as zero. With odd N seven rows of eight are unaligned: reading the aligned pieces around
+// The n columns of a row of any alignment, read in vectors that may start at any of them; what lies beyond
+// reads as zero. Of odd N seven rows of eight are unaligned: reading the aligned pieces around
 // a vector (the second of which is the neighbour's first, so in L1) and shifting takes two wide reads
 // where elements would take eight. Elements are read only where a piece would leave the columns.
 template <class T, int V>
 class Reader {
  public:
   // alone: other threads write beside what a thread reads, so that nothing else may be touched.
-  __device__ Reader(const T* row, int begin, int end, bool alone = false)
-      : row_(row), begin_(begin), end_(end), over_(misaligned(row)), alone_(alone) {}
+  __device__ Reader(const T* row, int n, bool alone = false)
+      : row_(row), n_(n), over_(misaligned(row)), alone_(alone) {}
 
+  __device__ __forceinline__ T column(int c) const { return row_[c]; }
   __device__ __forceinline__ Vec<T, V> load(int c) const {
     constexpr int kPiece = 16 / sizeof(T);  // elements
     const int over = (over_ + c) & (kPiece - 1);
-    if (over == 0 && c >= begin_ && c + V <= end_) return load_pieces<T, V>(row_ + c);
-    if (!alone_ && c - over >= begin_ && c - over + V + kPiece <= end_) {
+    if (over == 0 && c + V <= n_) return load_pieces<T, V>(row_ + c);
+    if (!alone_ && c >= over && c - over + V + kPiece <= n_) {
       return load_shifted<T, V>(reinterpret_cast<const uint4*>(row_ + (c - over)), over * sizeof(T));
     }
-    return gathered<T, V>([&](int j) { return c + j >= begin_ && c + j < end_ ? row_[c + j] : T{}; });
+    return gathered<T, V>([&](int j) { return c + j < n_ ? row_[c + j] : T{}; });
   }
 
  private:
   const T* row_;
-  int begin_, end_, over_;
+  int n_, over_;
   bool alone_;
 };
 
-// Writes columns c ... c + V - 1, without those outside begin ... end - 1.
+// Columns c ... of a row that starts on 16 bytes and goes on for a piece and more beyond them.
+template <class E, int V>
+__device__ __forceinline__ Vec<E, V> load_inside(const E* row, int c) {
+  constexpr int kPiece = 16 / sizeof(E);  // elements
+  const int over = c & (kPiece - 1);
+  if (over == 0) return load_pieces<E, V>(row + c);
+  return load_shifted<E, V>(reinterpret_cast<const uint4*>(row + (c - over)), over * sizeof(E));
+}
+
+// Writes columns c ... c + V - 1 of n: in pieces where they start on one and are in the row.
 template <class T, int V>
-__device__ __forceinline__ void store_within(T* row, int c, int begin, int end, Vec<T, V>& from,
-                                             bool on_piece = true) {
-  if (on_piece && c >= begin && c + V <= end) return store_pieces(row + c, from);
+__device__ __forceinline__ void store_within(T* row, int c, int n, Vec<T, V>& from, bool on_piece) {
+  if (on_piece && c + V <= n) return store_pieces(row + c, from);
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    if (c + j >= begin && c + j < end) row[c + j] = from.element(j);
+    if (c + j < n) row[c + j] = from.element(j);
   }
 }
 

@@ -13,14 +13,14 @@ struct RowTypes {
   static constexpr int V = 16 / sizeof(X);
 };
 
-// Columns c ... of a vector of n elements, of x's dtype or of the arithmetic type: one kernel of unaligned
-// rows serves both.
-template <class X, class T, int V>
-__device__ __forceinline__ void load_either(const void* vector, bool wide, int n, int c, T (&out)[V]) {
-  if constexpr (sizeof(X) != sizeof(T)) {
-    if (wide) return widen(Reader<T, V>(static_cast<const T*>(vector), 0, n).load(c), out);
+// Column c of a weight (or bias) of x's dtype, or where it is `wide`, of the arithmetic type: one kernel of
+// unaligned rows serves both.
+template <class X>
+__device__ __forceinline__ Acc<X> column_of(const void* weight, bool wide, int c) {
+  if constexpr (sizeof(X) != sizeof(Acc<X>)) {
+    if (wide) return static_cast<const Acc<X>*>(weight)[c];
   }
-  widen(Reader<X, V>(static_cast<const X*>(vector), 0, n).load(c), out);
+  return widen(static_cast<const X*>(weight)[c]);
 }
 template <class W, class T, int V>
 __device__ __forceinline__ void load_aligned(const void* vector, int c, T (&out)[V]) {
@@ -45,7 +45,7 @@ __device__ __forceinline__ void load_scale(const void* weight, double offset, T 
 template <class X, class Call, class T, int V, class LoadScale, class LoadBias>
 __device__ __forceinline__ void apply_weight(const Call& call, T (&out)[V], LoadScale load_scale,
                                              LoadBias load_bias) {
-  if (sizeof(X) < sizeof(T) && call.llama) widen(narrowed<X>(out), out);
+  if (sizeof(X) < sizeof(T) && call.llama) round_to<X>(out);
   if (call.weight) {
     T scale[V];
     load_scale(scale);

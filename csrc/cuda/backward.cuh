@@ -41,7 +41,8 @@ template <class X, class D>
 const char* launch_two_pass(const Backward& b, const Plan& p, void* stream) {
   if (b.dw || b.db) {  // first: dx may overwrite x or dy
     const int partials = static_cast<int>(partials_of(p, b.rows));
-    const Launch columns{"backward_columns", ceil_div(b.n, kColumnThreads) * partials, kColumnThreads, 0, 1};
+    const Launch columns{"backward_columns", ceil_div(b.n, kColumnThreads * p.vector) * partials,
+                         kColumnThreads, 0, 1};
     if (const char* error = launch<backward_columns<X, D>>(columns, stream, b, partials)) return error;
   }
   if (!b.dx) return nullptr;
@@ -53,9 +54,11 @@ template <class X>
 const char* launch_general_two_pass(const Backward& b, const Plan& p, int parts, void* stream) {
   const WeightRows weights = weight_rows_of(b);
   if (b.dw || b.db) {  // first: dx may overwrite x or dy
-    const Launch columns{"backward_general_columns", ceil_div(b.n, kColumnThreads) * parts * b.weight_rows,
-                         kColumnThreads, 0, 1};
-    if (const char* error = launch<backward_general_columns<X>>(columns, stream, b, weights, parts))
+    const Launch columns{"backward_general_columns",
+                         ceil_div(b.n, kColumnThreads * p.vector) * parts * b.weight_rows, kColumnThreads, 0,
+                         1};
+    if (const char* error =
+            launch<backward_general_columns<X>>(columns, stream, b, weights, parts, is_aligned(b, p)))
       return error;
   }
   if (!b.dx) return nullptr;
@@ -71,8 +74,15 @@ const char* launch_general(const Backward& b, const Plan& p, void* stream) {
   return with_general_shape<X>(p, [&](auto threads, auto items) {
     const Launch how{"backward_general", parts * b.weight_rows, p.threads * p.rows_per_block, p.shared_bytes,
                      1};
-    return launch<backward_general<X, decltype(threads)::value, decltype(items)::value>>(
-        how, stream, b, weight_rows_of(b), parts, is_aligned(b, p));
+    constexpr int kThreads = decltype(threads)::value, kItems = decltype(items)::value;
+    const auto run = [&](auto once) {
+      return launch<backward_general<X, decltype(once)::value, kThreads, kItems>>(
+          how, stream, b, weight_rows_of(b), parts, is_aligned(b, p));
+    };
+    if constexpr (kMayBeGated<X>) {
+      if (b.gate != Gate::none || b.dy_dtype != b.x_dtype) return run(std::false_type{});
+    }
+    return run(std::true_type{});
   });
 }
 

@@ -8,11 +8,51 @@
 
 namespace fused_rmsnorm::cuda {
 
-template <class X, class T, int V>
-__device__ __forceinline__ void scale_any(const Backward& b, int c, T (&scale)[V]) {
-  load_scale(b.weight, b.weight_offset, scale, [&](T(&w)[V]) {
-    load_either<X>(b.weight, b.w_dtype != b.x_dtype, static_cast<int>(b.n), c, w);
+// Whether there is a weight and no offset, and it is x's in dtype and alignment: as most calls have it, and
+// what is worth vectors. Other calls take their weight column by column.
+template <class X>
+__device__ __forceinline__ bool is_plain_any(const Backward& b) {
+  return b.weight && starts_piece(b.weight) && b.w_dtype == b.x_dtype && b.weight_offset == 0;
+}
+
+// What x * r was multiplied by, of columns c ..., which may reach beyond the end.
+template <class X, int V>
+__device__ __forceinline__ void scale_by_columns(const Backward& b, int c, Acc<X> (&scale)[V]) {
+  const bool wide = b.w_dtype != b.x_dtype;
+  load_scale(b.weight, b.weight_offset, scale, [&](Acc<X>(&w)[V]) {
+#pragma unroll
+    for (int j = 0; j < V; ++j)
+      w[j] = c + j < static_cast<int>(b.n) ? column_of<X>(b.weight, wide, c + j) : Acc<X>(0);
   });
+}
+template <class X, int V>
+__device__ __forceinline__ void scale_any(const Backward& b, bool plain, int c, Acc<X> (&scale)[V]) {
+  if (plain && c + V <= static_cast<int>(b.n)) return load_aligned<X>(b.weight, c, scale);
+  scale_by_columns<X>(b, c, scale);
+}
+
+// dx of columns c ... under a plain weight, without dsum.
+template <class X, class D, class T, int V>
+__device__ __forceinline__ void finish_plain(const Backward& b, X* row, int c, const Vec<X, V>& x,
+                                             const Vec<D, V>& dy, T r, T coefficient) {
+  T wide[V], out[V], scale[V];
+  widen(x, wide), widen(dy, out);
+  widen(load_inside<X, V>(static_cast<const X*>(b.weight), c), scale);
+  dx_in(b, c, wide, out, scale, r, coefficient);
+  auto dx = narrowed<X>(out);
+  store_pieces(row + c, dx);
+}
+// dx of one column of row m, in any call.
+template <class X, class D>
+__device__ __forceinline__ void finish_one(const Backward& b, int64_t m, X* row, int c, X x, D dy, Acc<X> r,
+                                           Acc<X> coefficient) {
+  using T = Acc<X>;
+  const T wide[1] = {widen(x)};
+  T out[1] = {widen(dy)}, scale[1];
+  scale_by_columns<X>(b, c, scale);
+  dx_in(b, c, wide, out, scale, r, coefficient);
+  if (b.dsum.data) out[0] += widen(row_of<X>(b.dsum, m)[c]);
+  row[c] = narrow<X>(out[0]);
 }
 
 // Families `registers` and `cluster`.
@@ -32,6 +72,7 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
     const int thread = threadIdx.x % kThreads + (kCluster ? Cluster::rank() * kThreads : 0);
     const int64_t step = (kCluster ? clusters_of(gridDim.x, cluster) : gridDim.x) * kRows;
     const int64_t place = kCluster ? clusters_of(blockIdx.x, cluster) : blockIdx.x;
+    const bool plain = is_plain_any<X>(b);
     RowSum<T, kThreads, kCluster> row_sum(cluster);
     const auto image_x = [&](int stage) {
       return ImageX{kScratchBytes + (stage * kRows + row_in_block) * (ImageX::kBytes + ImageD::kBytes)};
@@ -67,30 +108,24 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
         }
         const bool live = m < last;
         const T r = live ? static_cast<const T*>(b.rstd)[m] : T(0);
-        auto x = image_x(stage).run(columns, b.x, m, 0);
-        auto dy = image_dy(stage).run(columns, b.dy, m, 0);
-        const auto to_run = [&](int run) {
-          if constexpr (kCluster) {
-            x = image_x(stage).run(columns, b.x, m, run), dy = image_dy(stage).run(columns, b.dy, m, run);
-          }
-        };
+        const auto x = image_x(stage).row(columns, b.x, m);
+        const auto dy = image_dy(stage).row(columns, b.dy, m);
         T dot = 0;
         if (live) {
 #pragma unroll
           for (int i = 0; i < kItems; ++i) {
             const int c = (i * width + thread) * V;
             if (c < n) {
-              to_run(i);
-              T a[V], g[V], scale[V];
-              widen(x.load(c), a);
-              widen(dy.load(c), g);
-              scale_any<X>(b, c, scale);
-              dot = dot_of(a, g, scale, dot);
-              if (b.dw) add_to_dw<X>(b, a, g, r, dw[i]);
+              T a[V], g[V], scale[V];  // in an order that takes few registers
+              widen(dy.run(kCluster ? i : 0).load(c), g);
               if (b.db) {
 #pragma unroll
                 for (int j = 0; j < V; ++j) db[i][j] += g[j];
               }
+              scale_any<X>(b, plain, c, scale);
+              widen(x.run(kCluster ? i : 0).load(c), a);
+              dot = dot_of(a, g, scale, dot);
+              if (b.dw) add_to_dw<X>(b, a, g, r, dw[i]);
             }
           }
         }
@@ -100,23 +135,20 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
           X* const dx_row = static_cast<X*>(b.dx) + m * n;
 #pragma unroll 1
           for (int run = 0; run < kRuns; ++run) {
-            to_run(run);
-            const int begin = columns.begin(run), end = columns.end(run);
-            const Reader<X, V> dsum(b.dsum.data ? row_of<X>(b.dsum, m) : nullptr, begin, end);
-            by_pieces<kThreads, V>(dx_row, begin, end, [&](int c) {
-              T scale[V];
-              scale_any<X>(b, c, scale);
-              auto dx = dx_of(b, c, x.load(c), dy.load(c), scale, r, coefficient, [&](T(&out)[V]) {
-                if (b.dsum.data) add_to_dx(dsum.load(c), out);
-              });
-              store_within(dx_row, c, begin, end, dx);
-            });
+            const auto x_run = x.run(run);
+            const auto dy_run = dy.run(run);
+            by_pieces<kThreads, V>(
+                dx_row, columns.begin(run), columns.end(run), plain && !b.dsum.data,
+                [&](int c) { finish_plain(b, dx_row, c, x_run.load(c), dy_run.load(c), r, coefficient); },
+                [&](int c) {
+                  finish_one(b, m, dx_row, c, x_run.column(c), dy_run.column(c), r, coefficient);
+                });
           }
         }
         if (ahead) stage = stage == kAhead ? 0 : stage + 1;
       }
       __pipeline_wait_prior(0);
-      T* partials = static_cast<T*>(b.workspace) + place * partial_step(b);
+      T* partials = pinned(static_cast<T*>(b.workspace) + place * partial_step(b));
       T* const buffer = reinterpret_cast<T*>(shared_memory() + kScratchBytes);
       const bool more = from != place * kRows;
       if (b.dw) {
@@ -136,55 +168,68 @@ __global__ void __launch_bounds__(kLongThreads, 1) backward_long(Backward b) {
   using T = Acc<X>;
   constexpr int V = 16 / sizeof(X);
   const int n = static_cast<int>(b.n);
+  const bool plain = is_plain_any<X>(b);
   RowSum<T, kLongThreads, false> row_sum(1);
   for (int64_t m = blockIdx.x; m < b.rows; m += gridDim.x) {
-    const Reader<X, V> x(row_of<X>(b.x, m), 0, n);
-    const Reader<D, V> dy(row_of<D>(b.dy, m), 0, n);
-    const Reader<X, V> dsum(b.dsum.data ? row_of<X>(b.dsum, m) : nullptr, 0, n);
+    const Reader<X, V> x(row_of<X>(b.x, m), n);
+    const Reader<D, V> dy(row_of<D>(b.dy, m), n);
     const T r = static_cast<const T*>(b.rstd)[m];
     Fold<T> dot;
 #pragma unroll 1
     for (int c = threadIdx.x * V; c < n; c += kLongThreads * V) {
+      const auto x_columns = x.load(c);
+      const auto dy_columns = dy.load(c);
       T a[V], g[V], scale[V];
-      scale_any<X>(b, c, scale);
-      widen(x.load(c), a);
-      widen(dy.load(c), g);
+      scale_any<X>(b, plain, c, scale);
+      widen(x_columns, a), widen(dy_columns, g);
       dot.add(dot_of(a, g, scale, T(0)));
     }
     const T coefficient = coefficient_of(b, r, row_sum(dot.total()));
     X* const dx_row = static_cast<X*>(b.dx) + m * n;
-    by_pieces<kLongThreads, V>(dx_row, 0, n, [&](int c) {
-      T scale[V];
-      scale_any<X>(b, c, scale);
-      auto dx = dx_of(b, c, x.load(c), dy.load(c), scale, r, coefficient, [&](T(&out)[V]) {
-        if (b.dsum.data) add_to_dx(dsum.load(c), out);
-      });
-      store_within(dx_row, c, 0, n, dx);
-    });
+    by_pieces<kLongThreads, V>(
+        dx_row, 0, n, plain && !b.dsum.data,
+        [&](int c) { finish_plain(b, dx_row, c, x.load(c), dy.load(c), r, coefficient); },
+        [&](int c) { finish_one(b, m, dx_row, c, x.column(c), dy.column(c), r, coefficient); });
   }
 }
 
-// Family `two_pass`: dw and db, a thread per column of every partials-th row.
+// Writes what a thread has summed for columns c ... of its partials of dw and, so many further on, of db.
+template <class T, int V>
+__device__ __forceinline__ void put_columns(const Backward& b, int64_t part, int64_t parts, int c,
+                                            Fold<T, V>& dw, Fold<T, V>& db) {
+  T* out = static_cast<T*>(b.workspace) + part * partial_step(b) + c;
+  Vec<T, V> sums;
+  if (b.dw) {
+    dw.total(sums.v);
+    store_pieces(out, sums);
+    out += parts * partial_step(b);
+  }
+  if (!b.db) return;
+  db.total(sums.v);
+  store_pieces(out, sums);
+}
+
+// Family `two_pass`: dw and db, a thread per vector of columns of every partials-th row.
 template <class X, class D>
 __global__ void __launch_bounds__(kColumnThreads) backward_columns(Backward b, int partials) {
   using T = Acc<X>;
-  const int64_t tiles = (b.n + kColumnThreads - 1) / kColumnThreads;
-  const int64_t c = blockIdx.x % tiles * kColumnThreads + threadIdx.x, part = blockIdx.x / tiles;
-  if (c >= b.n) return;
-  Fold<T> dw, db;
+  constexpr int V = 16 / sizeof(X);
+  const int n = static_cast<int>(b.n);
+  const unsigned tiles = (n + kColumnThreads * V - 1) / (kColumnThreads * V);
+  const unsigned part = blockIdx.x / tiles;
+  const int c = static_cast<int>((blockIdx.x - part * tiles) * kColumnThreads + threadIdx.x) * V;
+  if (c >= n) return;
+  Fold<T, V> dw, db;
+#pragma unroll 1
   for (int64_t m = part; m < b.rows; m += partials) {
-    const T g = widen(row_of<D>(b.dy, m)[c]);
-    T normalised = widen(row_of<X>(b.x, m)[c]) * static_cast<const T*>(b.rstd)[m];
-    if (sizeof(X) < sizeof(T) && b.llama) normalised = widen(narrow<X>(normalised));
-    dw.add(g * normalised);
-    db.add(g);
+    T x[V], g[V], terms[V] = {};
+    widen(Reader<X, V>(row_of<X>(b.x, m), n).load(c), x);
+    widen(Reader<D, V>(row_of<D>(b.dy, m), n).load(c), g);
+    const T r = static_cast<const T*>(b.rstd)[m];
+    add_to_dw<X>(b, x, g, r, terms);
+    dw.add(terms), db.add(g);
   }
-  T* out = static_cast<T*>(b.workspace) + part * partial_step(b) + c;
-  if (b.dw) {
-    *out = dw.total();
-    out += partials * partial_step(b);
-  }
-  if (b.db) *out = db.total();
+  put_columns(b, part, partials, c, dw, db);
 }
 
 }  // namespace fused_rmsnorm::cuda

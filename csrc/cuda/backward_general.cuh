@@ -3,12 +3,12 @@
 //   Gate::first   x * act(z) in place of x;     dz = dx * x * act'(z), then dx = dx * act(z)
 //
 // Each row of the weight has blocks of its own, which take its rows in turn and sum its dw and db in
-// registers: a partial for each block, added in order by finalize.cuh. A row is read twice, the second time
-// from the caches: the sums leave no registers to keep it in. What a gate's exponential gives is kept in
-// shared memory: it costs more instructions than the rest of a reading.
+// registers: a partial for each block, added in order by finalize.cuh. Without a gate a row is read once.
+// With one it is read twice, the second time from the caches: there are no registers left to keep it in. What
+// the gate's exponential gives is kept in shared memory: it costs more instructions than the rest of a
+// reading.
 #pragma once
-#include "backward_rows.cuh"
-#include "fold.cuh"
+#include "backward_any.cuh"
 #include "gate.cuh"
 #include "general.cuh"
 
@@ -40,13 +40,15 @@ class Stash {
   uint4* slots_;
 };
 
+template <class X>
+constexpr bool kMayBeGated = sizeof(X) < 8;
+
 // One row of such a call. aligned: everything in the call is.
 template <class X>
 class GeneralBackward {
  public:
   using T = Acc<X>;
   static constexpr int V = 16 / sizeof(X);
-  static constexpr bool kMayBeGated = sizeof(X) < 8;
   // Of a vector of columns: what is normalised, and the gradient of its norm.
   struct Columns {
     Vec<T, V> v;
@@ -56,9 +58,9 @@ class GeneralBackward {
 
   // w: the row of the weight.
   __device__ GeneralBackward(const Backward& b, int64_t m, int64_t w, bool aligned)
-      : b_(b), m_(m), w_(w), aligned_(aligned) {}
+      : b_(b), m_(m), w_(w * b.n), aligned_(aligned) {}
 
-  __device__ __forceinline__ bool gated() const { return b_.gate != Gate::none; }
+  __device__ __forceinline__ bool gated() const { return kMayBeGated<X> && b_.gate != Gate::none; }
   // All loads are issued before the first is waited for.
   __device__ __forceinline__ Columns load(int c, bool with_z) const {
     const bool wide = b_.dy_dtype != b_.x_dtype;
@@ -104,13 +106,24 @@ class GeneralBackward {
   }
 
   // Stores dx of a vector of columns without a gate.
-  __device__ __forceinline__ void finish(int c, T r, T coefficient) const {
-    Columns in = load(c, false);
+  __device__ __forceinline__ void finish(Columns in, int c, T r, T coefficient) const {
     make_dx(in, c, r, coefficient);
     if (b_.dsum.data) {
       add_to_dx(load_row(b_.dsum, c), in.g);
     }
     store(b_.dx, c, in.g);
+  }
+  // x and a dy of x's dtype, as they lie in memory.
+  struct Packed {
+    Vec<X, V> x, dy;
+  };
+  __device__ __forceinline__ Packed load_packed(int c) const {
+    return {load_row(b_.x, c), load_row(b_.dy, c)};
+  }
+  static __device__ __forceinline__ Columns unpacked(const Packed& packed) {
+    Columns in;
+    widen(packed.x, in.v.v), widen(packed.dy, in.g);
+    return in;
   }
   // Stores dx and dz under one; value() and slope() return act(z) and act'(z), each time they are needed.
   template <class Value, class Slope>
@@ -152,7 +165,7 @@ class GeneralBackward {
   __device__ __forceinline__ void make_dx(Columns& in, int c, T r, T coefficient) const {
     T scale[V];
     make_scale(c, scale);
-    dx_in(b_, c, in.v, in.g, scale, r, coefficient);
+    dx_in(b_, c, in.v.v, in.g, scale, r, coefficient);
   }
   // What a last gate multiplies.
   __device__ __forceinline__ void norm_of(const Vec<T, V>& v, int c, T r, T (&norm)[V]) const {
@@ -161,7 +174,7 @@ class GeneralBackward {
     apply_weight<X>(
         b_, norm, [&](T(&scale)[V]) { make_scale(c, scale); },
         [&](T(&bias)[V]) { load_weight(b_.bias, c, bias); });
-    if (sizeof(X) < sizeof(T) && b_.llama && !wide()) widen(narrowed<X>(norm), norm);
+    if (sizeof(X) < sizeof(T) && b_.llama && !wide()) round_to<X>(norm);
   }
 
   __device__ __forceinline__ int n() const { return static_cast<int>(b_.n); }
@@ -170,23 +183,24 @@ class GeneralBackward {
     return load_columns<X, V>(row_of<X>(rows, m_), c, n(), aligned_);
   }
   __device__ __forceinline__ void load_weight(const void* weight, int c, T (&out)[V]) const {
-    load_columns<X>(weight_row<X>(weight, wide(), w_, b_.n), wide(), c, n(), aligned_, out);
+    load_columns<X>(weight_row<X>(weight, wide(), w_), wide(), c, n(), aligned_, out);
   }
   __device__ __forceinline__ void make_scale(int c, T (&scale)[V]) const {
     load_scale(b_.weight, b_.weight_offset, scale, [&](T(&w)[V]) { load_weight(b_.weight, c, w); });
   }
   __device__ __forceinline__ void store(void* to, int c, const T (&from)[V]) const {
     auto out = narrowed<X>(from);
-    store_within(static_cast<X*>(to) + m_ * b_.n, c, 0, n(), out, aligned_);
+    store_within(static_cast<X*>(to) + m_ * b_.n, c, n(), out, aligned_);
   }
 
   const Backward& b_;
-  int64_t m_, w_;
+  int64_t m_, w_;  // w_: elements before its row of the weight
   bool aligned_;
 };
 
-// Families `registers`. parts: blocks of each row of the weight.
-template <class X, int kThreads, int kItems>
+// Families `registers`. parts: blocks of each row of the weight. kOnce: there is no gate, and dy has x's
+// dtype, so that a row can be kept as it lies in memory, and is read once.
+template <class X, bool kOnce, int kThreads, int kItems>
 __global__ void __launch_bounds__(kGeneralBlock<kThreads>, kResidentThreads / kGeneralBlock<kThreads>)
     backward_general(Backward b, WeightRows weights, int parts, bool aligned) {
   using Row = GeneralBackward<X>;
@@ -213,45 +227,55 @@ __global__ void __launch_bounds__(kGeneralBlock<kThreads>, kResidentThreads / kG
       const Row row(b, m, w, aligned);
       const T r = static_cast<const T*>(b.rstd)[m];
       T dot = 0;
+      typename Row::Packed packed[kOnce ? kItems : 1];
+      if constexpr (kOnce) {
+#pragma unroll
+        for (int i = 0; i < kItems; ++i) {
+          const int c = (i * kThreads + thread) * V;
+          if (live && c < n) packed[i] = row.load_packed(c);
+        }
+      }
       if (live) {
 #pragma unroll
         for (int i = 0; i < kItems; ++i) {
           const int c = (i * kThreads + thread) * V;
-          if (c < n) {
-            auto in = row.load(c, row.gated());
-            if constexpr (Row::kMayBeGated) {
-              if (row.gated()) {
-                row.take_gate(in, [&](int piece, auto& value, auto& slope) {
-                  stash.put(i, Kept::value, piece, value), stash.put(i, Kept::slope, piece, slope);
-                });
-              }
+          if (c >= n) continue;
+          typename Row::Columns in;
+          if constexpr (kOnce) {
+            in = Row::unpacked(packed[i]);
+          } else {
+            in = row.load(c, row.gated());
+            if (row.gated()) {
+              row.take_gate(in, [&](int piece, auto& value, auto& slope) {
+                stash.put(i, Kept::value, piece, value), stash.put(i, Kept::slope, piece, slope);
+              });
             }
-            dot = row.dot(in, c, dot);
-            if (b.dw) add_to_dw<X>(b, in.v.v, in.g, r, dw[i]);
-            if (b.db) {
+          }
+          dot = row.dot(in, c, dot);
+          if (b.dw) add_to_dw<X>(b, in.v.v, in.g, r, dw[i]);
+          if (b.db) {
 #pragma unroll
-              for (int q = 0; q < V; ++q) db[i][q] += in.g[q];
-            }
+            for (int q = 0; q < V; ++q) db[i][q] += in.g[q];
           }
         }
       }
       dot = row_sum(dot);
       if (live && b.dx) {
         const T coefficient = coefficient_of(b, r, dot);
-        // Of eight columns at a time, the registers are too few for more than one.
-        [[maybe_unused]] constexpr int kUnroll = V == 8 ? 1 : kItems;
+        // Of eight columns and a gate, the registers are too few for more than one vector at a time.
+        [[maybe_unused]] constexpr int kUnroll = kOnce || V < 8 ? kItems : 1;
 #pragma unroll kUnroll
         for (int i = 0; i < kItems; ++i) {
           const int c = (i * kThreads + thread) * V;
           if (c >= n) continue;
-          if constexpr (Row::kMayBeGated) {
-            if (row.gated()) {
-              const auto value = [&] { return stash.get(i, Kept::value); };
-              row.finish(c, r, coefficient, value, [&] { return stash.get(i, Kept::slope); });
-              continue;
-            }
+          if constexpr (kOnce) {
+            row.finish(Row::unpacked(packed[i]), c, r, coefficient);
+          } else if (row.gated()) {
+            const auto value = [&] { return stash.get(i, Kept::value); };
+            row.finish(c, r, coefficient, value, [&] { return stash.get(i, Kept::slope); });
+          } else {
+            row.finish(row.load(c, false), c, r, coefficient);
           }
-          row.finish(c, r, coefficient);
         }
       }
     }
@@ -283,7 +307,7 @@ __global__ void __launch_bounds__(kGeneralLongThreads, 1)
 #pragma unroll 1
     for (int c = threadIdx.x * V; c < n; c += kGeneralLongThreads * V) {
       auto in = row.load(c, row.gated());
-      if constexpr (Row::kMayBeGated) {
+      if constexpr (kMayBeGated<X>) {
         if (row.gated()) row.take_gate(in, [](int, auto&, auto&) {});
       }
       dot.add(row.dot(in, c, T(0)));
@@ -291,50 +315,43 @@ __global__ void __launch_bounds__(kGeneralLongThreads, 1)
     const T coefficient = coefficient_of(b, r, row_sum(dot.total()));
 #pragma unroll 1
     for (int c = threadIdx.x * V; c < n; c += kGeneralLongThreads * V) {
-      if constexpr (Row::kMayBeGated) {
+      if constexpr (kMayBeGated<X>) {
         if (row.gated()) {
           row.finish_afresh(c, r, coefficient);
           continue;
         }
       }
-      row.finish(c, r, coefficient);
+      row.finish(row.load(c, false), c, r, coefficient);
     }
   }
 }
 
-// Family `two_pass`: dw and db, a thread per column of every parts-th row of a row of the weight.
+// Family `two_pass`: dw and db, a thread per vector of columns of every parts-th row of a row of the weight.
 template <class X>
 __global__ void __launch_bounds__(kColumnThreads)
-    backward_general_columns(Backward b, WeightRows weights, int parts) {
+    backward_general_columns(Backward b, WeightRows weights, int parts, bool aligned) {
+  using Row = GeneralBackward<X>;
   using T = Acc<X>;
-  const int64_t tiles = (b.n + kColumnThreads - 1) / kColumnThreads;
-  const int64_t c = blockIdx.x % tiles * kColumnThreads + threadIdx.x, place = blockIdx.x / tiles;
-  const int64_t w = place / parts, rows = quotient(weights.rows, b.rows);
-  if (c >= b.n) return;
-  Fold<T> dw, db;
+  constexpr int V = Row::V;
+  const int n = static_cast<int>(b.n);
+  const unsigned tiles = (n + kColumnThreads * V - 1) / (kColumnThreads * V);
+  const int64_t place = blockIdx.x / tiles, w = place / parts, rows = quotient(weights.rows, b.rows);
+  const int c = static_cast<int>((blockIdx.x - place * tiles) * kColumnThreads + threadIdx.x) * V;
+  if (c >= n) return;
+  Fold<T, V> dw, db;
+#pragma unroll 1
   for (int64_t j = place - w * parts; j < rows; j += parts) {
     const int64_t m = weights.member(w, j);
-    T g = b.dy_dtype != b.x_dtype ? row_of<T>(b.dy, m)[c] : static_cast<T>(widen(row_of<X>(b.dy, m)[c]));
-    T v = widen(row_of<X>(b.x, m)[c]);
-    if constexpr (sizeof(X) < 8) {
-      if (b.gate != Gate::none) {
-        T value[1];
-        activate({widen(row_of<X>(b.z, m)[c])}, b.sigmoid, value);
-        (b.gate == Gate::first ? v : g) *= value[0];
-      }
+    const Row row(b, m, w, aligned);
+    auto in = row.load(c, row.gated());
+    if constexpr (kMayBeGated<X>) {
+      if (row.gated()) row.take_gate(in, [](int, auto&, auto&) {});
     }
-    T normalised = v * static_cast<const T*>(b.rstd)[m];
-    if (sizeof(X) < sizeof(T) && b.llama) normalised = widen(narrow<X>(normalised));
-    dw.add(g * normalised);
-    db.add(g);
+    T terms[V] = {};
+    add_to_dw<X>(b, in.v.v, in.g, static_cast<const T*>(b.rstd)[m], terms);
+    dw.add(terms), db.add(in.g);
   }
-  const int64_t places = parts * weights.rows.inner;
-  T* out = static_cast<T*>(b.workspace) + place * partial_step(b) + c;
-  if (b.dw) {
-    *out = dw.total();
-    out += places * partial_step(b);
-  }
-  if (b.db) *out = db.total();
+  put_columns(b, place, parts * weights.rows.inner, c, dw, db);
 }
 
 }  // namespace fused_rmsnorm::cuda

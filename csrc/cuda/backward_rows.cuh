@@ -30,43 +30,31 @@ __device__ __forceinline__ void add_to_dw(const Backward& b, const T (&x)[V], co
   T normalised[V];
 #pragma unroll
   for (int j = 0; j < V; ++j) normalised[j] = x[j] * r;
-  if (!kPlain && sizeof(X) < sizeof(T) && b.llama) widen(narrowed<X>(normalised), normalised);
+  if (!kPlain && sizeof(X) < sizeof(T) && b.llama) round_to<X>(normalised);
 #pragma unroll
   for (int j = 0; j < V; ++j) dw[j] = multiply_add(dy[j], normalised[j], dw[j]);
 }
 
 // dx of columns c ... before dsum is added and it is rounded; out holds dy.
-template <class E, class T, int V>
-__device__ __forceinline__ void dx_in(const Backward& b, int c, const Vec<E, V>& x, T (&out)[V],
+template <class T, int V>
+__device__ __forceinline__ void dx_in(const Backward& b, int c, const T (&x)[V], T (&out)[V],
                                       const T (&scale)[V], T r, T coefficient) {
   const int k = static_cast<int>(b.k);
-  T wide[V];
-  widen(x, wide);
 #pragma unroll
   for (int j = 0; j < V; ++j) out[j] *= scale[j];
   if (c + V <= k) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) out[j] = multiply_add(-wide[j], coefficient, out[j]);
+    for (int j = 0; j < V; ++j) out[j] = multiply_add(-x[j], coefficient, out[j]);
   } else {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
-      if (c + j < k) out[j] = multiply_add(-wide[j], coefficient, out[j]);
+      if (c + j < k) out[j] = multiply_add(-x[j], coefficient, out[j]);
     }
   }
 #pragma unroll
   for (int j = 0; j < V; ++j) out[j] *= r;
 }
 
-// dx of columns c ... ; add_dsum(out) adds those of dsum, where there are any.
-template <class X, class D, class T, int V, class AddDsum>
-__device__ __forceinline__ Vec<X, V> dx_of(const Backward& b, int c, const Vec<X, V>& x, const Vec<D, V>& dy,
-                                           const T (&scale)[V], T r, T coefficient, AddDsum add_dsum) {
-  T out[V];
-  widen(dy, out);
-  dx_in(b, c, x, out, scale, r, coefficient);
-  add_dsum(out);
-  return narrowed<X>(out);
-}
 template <class X, class T, int V>
 __device__ __forceinline__ void add_to_dx(const Vec<X, V>& dsum, T (&out)[V]) {
   T more[V];
@@ -229,12 +217,13 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
         for (int i = 0; i < kItems; ++i) {
           const int c = (i * width + thread) * V;
           if (c < n) {
-            T columns[V];
+            T columns[V], x[V], out[V];
             scale.template get<kPlain>(i, c, columns);
-            auto dx = dx_of(b, c, slots(stage, 0).get(i), slots(stage, 1).get(i), columns, r, coefficient,
-                            [&](T(&out)[V]) {
-                              if (adds) add_to_dx(load_pieces<X, V>(dsum_row + i * width * V), out);
-                            });
+            widen(slots(stage, 0).get(i), x);
+            widen(slots(stage, 1).get(i), out);
+            dx_in(b, c, x, out, columns, r, coefficient);
+            if (adds) add_to_dx(load_pieces<X, V>(dsum_row + i * width * V), out);
+            auto dx = narrowed<X>(out);
             store_pieces(dx_row + i * width * V, dx);
           }
         }

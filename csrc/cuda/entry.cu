@@ -14,11 +14,19 @@ namespace {
 
 constexpr int64_t kMaxColumns = int64_t{1} << 30;  // columns are counted in 32 bits
 
+// nullptr, or why the kernels cannot find these rows.
+template <class... Tensor>
+const char* place_rows(int64_t count, Tensor&... tensors) {
+  ((tensors = with_places(tensors, count)), ...);
+  return (has_places(tensors) && ...) ? nullptr
+                                      : "more than 2^31 rows with two strides are not supported on CUDA";
+}
+
 }  // namespace
 
 const char* run(const Forward& call, const Plan& p, void* stream) {
   Forward f = call;
-  for (Rows* rows : {&f.x, &f.residual, &f.z}) *rows = with_divisor(*rows, f.rows);
+  if (const char* error = place_rows(f.rows, f.x, f.residual, f.z)) return error;
   switch (f.x_dtype) {
     case Dtype::f32:
       return forward_of<float>(f, p, stream);
@@ -34,7 +42,7 @@ const char* run(const Forward& call, const Plan& p, void* stream) {
 
 const char* run(const Backward& call, const Plan& p, void* stream) {
   Backward b = call;
-  for (Rows* rows : {&b.x, &b.dy, &b.dsum, &b.z}) *rows = with_divisor(*rows, b.rows);
+  if (const char* error = place_rows(b.rows, b.x, b.dy, b.dsum, b.z)) return error;
   switch (b.x_dtype) {
     case Dtype::f32:
       return backward_of<float>(b, p, stream);

@@ -8,37 +8,40 @@
 
 namespace fused_rmsnorm::cuda {
 
-// Writes columns c ... of a row of y, as far as they lie in begin ... end - 1.
-template <class X, class Y, class T, int V>
-__device__ __forceinline__ void finish_any(const Forward& f, Y* row, int c, int begin, int end,
-                                           const Vec<X, V>& x, T r) {
+// Whether a weight and nothing else is asked for, and it is x's in dtype and alignment: as most calls have
+// it, and what is worth vectors. Other calls go column by column.
+template <class X>
+__device__ __forceinline__ bool is_plain_any(const Forward& f) {
+  return f.weight && starts_piece(f.weight) && f.w_dtype == f.x_dtype && !f.bias && f.weight_offset == 0 &&
+         !f.llama;
+}
+// y of columns c ... in such a call.
+template <class Y, class X, class T, int V>
+__device__ __forceinline__ void finish_plain(const Forward& f, Y* row, int c, const Vec<X, V>& x, T r) {
+  const auto load = [&](T(&scale)[V]) {
+    widen(load_inside<X, V>(static_cast<const X*>(f.weight), c), scale);
+  };
+  auto y = normalise<Y, true>(f, x, r, load, load);
+  store_pieces(row + c, y);
+}
+// y of one column, in any.
+template <class Y, class X>
+__device__ __forceinline__ void finish_one(const Forward& f, Y* row, int c, X x, Acc<X> r) {
+  using T = Acc<X>;
   const bool wide = f.w_dtype != f.x_dtype;
-  const int n = static_cast<int>(f.n);
-  auto y = normalise<Y>(
-      f, x, r,
-      [&](T(&scale)[V]) {
+  T out[1] = {widen(x)};
+  normalise_in<X>(
+      f, out, r,
+      [&](T(&scale)[1]) {
         load_scale(f.weight, f.weight_offset, scale,
-                   [&](T(&w)[V]) { load_either<X>(f.weight, wide, n, c, w); });
+                   [&](T(&w)[1]) { w[0] = column_of<X>(f.weight, wide, c); });
       },
-      [&](T(&bias)[V]) { load_either<X>(f.bias, wide, n, c, bias); });
-  store_within(row, c, begin, end, y);
+      [&](T(&bias)[1]) { bias[0] = column_of<X>(f.bias, wide, c); });
+  row[c] = narrow<Y>(out[0]);
 }
 
-// What is normalised: columns of x, or what sum gets.
-template <class X, int V>
-struct Summand {
-  RunView<X, V> x;
-  Reader<X, V> residual;
-  bool adds;
-  __device__ __forceinline__ Vec<X, V> load(int c) const {
-    auto v = x.load(c);
-    if (adds) add(v, residual.load(c));
-    return v;
-  }
-};
-
-// Families `registers` and `cluster`. y is written before sum, which may be the residual's memory. Without
-// the 1, ptxas holds blocks of 128 to 56 registers on sm_80 and spills.
+// Families `registers` and `cluster`. Without the 1, ptxas holds blocks of 128 to 56 registers on sm_80 and
+// spills.
 template <class X, class Y, int kShape, bool kCluster>
 __global__ void __launch_bounds__(kBlock<kShape>, 1) forward_rows_any(Forward f, int cluster) {
   if constexpr (kLaunched<kShape, kCluster>) {
@@ -48,8 +51,10 @@ __global__ void __launch_bounds__(kBlock<kShape>, 1) forward_rows_any(Forward f,
     using RowImage = Image<X, kShape, V, kCluster>;
     const Runs<kShape, V, kCluster> columns(f.n, cluster);
     constexpr int kRuns = columns.kCount;
-    const int n = columns.n, k = static_cast<int>(f.k), row_in_block = threadIdx.x / kThreads;
+    const int n = columns.n, row_in_block = threadIdx.x / kThreads, thread = threadIdx.x % kThreads;
+    const int k = f.k < f.n ? static_cast<int>(f.k) : n + V;  // zeros beyond n need no question
     const int64_t step = int64_t{kCluster ? clusters_of(gridDim.x, cluster) : gridDim.x} * (kRows * kFlight);
+    const bool plain = is_plain_any<X>(f);
     RowSum<T, kThreads, kCluster> row_sum(cluster);
 
     for (int64_t base = int64_t{kCluster ? clusters_of(blockIdx.x, cluster) : blockIdx.x} * (kRows * kFlight);
@@ -58,14 +63,6 @@ __global__ void __launch_bounds__(kBlock<kShape>, 1) forward_rows_any(Forward f,
       const auto image = [&](int q) {
         return RowImage{kScratchBytes + (q * kRows + row_in_block) * RowImage::kBytes};
       };
-      const auto summand = [&](int q, int run) {
-        const int64_t m = row_number(q);
-        const bool adds = f.residual.data;
-        return Summand<X, V>{
-            image(q).run(columns, f.x, m, run),
-            {adds ? row_of<X>(f.residual, m) : nullptr, columns.begin(run), columns.end(run)},
-            adds};
-      };
 #pragma unroll 1
       for (int q = 0; q < kFlight; ++q) {
         if (row_number(q) < f.rows) image(q).fetch(columns, row_of<X>(f.x, row_number(q)));
@@ -73,6 +70,24 @@ __global__ void __launch_bounds__(kBlock<kShape>, 1) forward_rows_any(Forward f,
       __pipeline_commit();
       __pipeline_wait_prior(0);
       __syncthreads();
+      if (f.residual.data) {  // column by column, for sum may be the residual's memory
+#pragma unroll 1
+        for (int q = 0; q < kFlight; ++q) {
+          const int64_t m = row_number(q);
+          if (m >= f.rows) break;
+          const X* const residual = row_of<X>(f.residual, m);
+          X* const sum = static_cast<X*>(f.sum) + m * n;
+#pragma unroll 1
+          for (int run = 0; run < kRuns; ++run) {
+            const auto in = image(q).row(columns, f.x, m).run(run);
+#pragma unroll 1
+            for (int c = columns.begin(run) + thread; c < columns.end(run); c += kThreads)
+              sum[c] = in.column(c) = narrow<X>(widen(in.column(c)) + widen(residual[c]));
+          }
+        }
+        __syncthreads();
+      }
+      T r = 0;  // of one of the rows in flight; its sum first
 #pragma unroll 1
       for (int q = 0; q < kFlight; ++q) {
         const int64_t m = row_number(q);
@@ -80,41 +95,31 @@ __global__ void __launch_bounds__(kBlock<kShape>, 1) forward_rows_any(Forward f,
         if (m < f.rows) {
 #pragma unroll 1
           for (int run = 0; run < kRuns; ++run) {
-            const auto in = summand(q, run);
-            int c = columns.begin(run) + static_cast<int>(threadIdx.x) % kThreads * V;
+            const auto in = image(q).row(columns, f.x, m).run(run);
+            int c = columns.begin(run) + thread * V;
 #pragma unroll 1
             for (int i = 0; i < kItems / kRuns && c < n; ++i, c += kThreads * V)
               sum = squares(in.load(c), c, k, sum);
           }
         }
-        const T r = rstd_of(f, row_sum(sum));
-        if (m < f.rows) {
-          if (f.rstd && threadIdx.x % kThreads == 0 && columns.first == 0) static_cast<T*>(f.rstd)[m] = r;
-          Y* const y = static_cast<Y*>(f.y) + m * n;
-#pragma unroll 1
-          for (int run = 0; run < kRuns; ++run) {
-            const auto in = summand(q, run);
-            const int begin = columns.begin(run), end = columns.end(run);
-            by_pieces<kThreads, V>(y, begin, end,
-                                   [&](int c) { finish_any(f, y, c, begin, end, in.load(c), r); });
-          }
-        }
+        sum = row_sum(sum);
+        r = static_cast<int>(threadIdx.x) % kFlight == q ? sum : r;
       }
-      if (f.sum) {
-        __syncthreads();
+      r = rstd_of(f, r);
 #pragma unroll 1
-        for (int q = 0; q < kFlight; ++q) {
-          if (row_number(q) >= f.rows) continue;
-          X* const sum = static_cast<X*>(f.sum) + row_number(q) * n;
+      for (int q = 0; q < kFlight; ++q) {
+        const int64_t m = row_number(q);
+        const T rstd = kFlight == 1 ? r : __shfl_sync(0xffffffffu, r, q, kThreads);
+        if (m >= f.rows) continue;
+        if (f.rstd && thread == 0 && columns.first == 0) static_cast<T*>(f.rstd)[m] = rstd;
+        Y* const y = static_cast<Y*>(f.y) + m * n;
 #pragma unroll 1
-          for (int run = 0; run < kRuns; ++run) {
-            const auto in = summand(q, run);
-            const int begin = columns.begin(run), end = columns.end(run);
-            by_pieces<kThreads, V>(sum, begin, end, [&](int c) {
-              auto v = in.load(c);
-              store_within(sum, c, begin, end, v);
-            });
-          }
+        for (int run = 0; run < kRuns; ++run) {
+          const auto in = image(q).row(columns, f.x, m).run(run);
+          by_pieces<kThreads, V>(
+              y, columns.begin(run), columns.end(run), plain,
+              [&](int c) { finish_plain(f, y, c, in.load(c), rstd); },
+              [&](int c) { finish_one(f, y, c, in.column(c), rstd); });
         }
       }
       if (base + step < f.rows) __syncthreads();  // the images are filled again
@@ -125,16 +130,16 @@ __global__ void __launch_bounds__(kBlock<kShape>, 1) forward_rows_any(Forward f,
 // Family `two_pass`: a block per row of any length. The barrier of the sum lies between what is
 // written to f.sum and what is read back from it.
 template <class X, class Y>
-__global__ void __launch_bounds__(kLongThreads) forward_long(Forward f) {
+__global__ void __launch_bounds__(kLongThreads, 1) forward_long(Forward f) {
   using T = Acc<X>;
   constexpr int V = 16 / sizeof(X);
   using Row = Reader<X, V>;
   const int n = static_cast<int>(f.n), k = static_cast<int>(f.k);
-  const bool adds = f.residual.data;
+  const bool adds = f.residual.data, plain = is_plain_any<X>(f);
   RowSum<T, kLongThreads, false> row_sum(1);
   for (int64_t m = blockIdx.x; m < f.rows; m += gridDim.x) {
-    Row row(row_of<X>(f.x, m), 0, n);
-    const Row residual(adds ? row_of<X>(f.residual, m) : nullptr, 0, n, f.sum == f.residual.data);
+    Row row(row_of<X>(f.x, m), n);
+    const Row residual(adds ? row_of<X>(f.residual, m) : nullptr, n, f.sum == f.residual.data);
     X* const sum_row = static_cast<X*>(f.sum) + m * n;
     const bool on_piece = misaligned(sum_row) == 0;
     Fold<T> sum;
@@ -143,16 +148,18 @@ __global__ void __launch_bounds__(kLongThreads) forward_long(Forward f) {
       auto x = row.load(c);
       if (adds) {
         add(x, residual.load(c));
-        store_within(sum_row, c, 0, n, x, on_piece);
+        store_within(sum_row, c, n, x, on_piece);
       }
       sum.add(squares(x, c, k, T(0)));
     }
     const T r = rstd_of(f, row_sum(sum.total()));
     if (f.rstd && threadIdx.x == 0) static_cast<T*>(f.rstd)[m] = r;
-    if (adds) row = Row(sum_row, 0, n);
+    if (adds) row = Row(sum_row, n);
     // y over x begins at the same places, and x is read there and nowhere else.
     Y* const y = static_cast<Y*>(f.y) + m * n;
-    by_pieces<kLongThreads, V>(y, 0, n, [&](int c) { finish_any(f, y, c, 0, n, row.load(c), r); });
+    by_pieces<kLongThreads, V>(
+        y, 0, n, plain, [&](int c) { finish_plain(f, y, c, row.load(c), r); },
+        [&](int c) { finish_one(f, y, c, row.column(c), r); });
   }
 }
 

@@ -17,7 +17,7 @@ class GeneralForward {
   static constexpr int V = 16 / sizeof(X);
 
   __device__ GeneralForward(const Forward& f, int64_t m, const WeightRows& weights, bool aligned)
-      : f_(f), m_(m), x_(row_of<X>(f.x, m)), w_(weights.of(m)), aligned_(aligned) {}
+      : f_(f), m_(m), x_(row_of<X>(f.x, m)), w_(weights.of(m) * f.n), aligned_(aligned) {}
 
   struct Columns {
     Vec<X, V> x, other;  // other: of the residual or the gate
@@ -37,7 +37,7 @@ class GeneralForward {
   __device__ __forceinline__ void take_residual(Columns& in, int c) const {
     if (!f_.residual.data) return;
     add(in.x, in.other);
-    store_within(static_cast<X*>(f_.sum) + m_ * f_.n, c, 0, n(), in.x, aligned_);
+    store_within(static_cast<X*>(f_.sum) + m_ * f_.n, c, n(), in.x, aligned_);
   }
   // What is normalised.
   __device__ __forceinline__ Vec<T, V> value(const Columns& in) const {
@@ -55,7 +55,7 @@ class GeneralForward {
         },
         [&](T(&bias)[V]) { load_weight(f_.bias, c, bias); });
     if (f_.gate == Gate::last) {
-      if (sizeof(X) < sizeof(T) && f_.llama && !wide()) widen(narrowed<X>(v.v), v.v);
+      if (sizeof(X) < sizeof(T) && f_.llama && !wide()) round_to<X>(v.v);
       multiply_by_gate(in, v.v);
     }
     if constexpr (sizeof(X) == 2) {
@@ -68,7 +68,7 @@ class GeneralForward {
   __device__ __forceinline__ int n() const { return static_cast<int>(f_.n); }
   __device__ __forceinline__ bool wide() const { return f_.w_dtype != f_.x_dtype; }
   __device__ __forceinline__ void load_weight(const void* weight, int c, T (&out)[V]) const {
-    load_columns<X>(weight_row<X>(weight, wide(), w_, f_.n), wide(), c, n(), aligned_, out);
+    load_columns<X>(weight_row<X>(weight, wide(), w_), wide(), c, n(), aligned_, out);
   }
   __device__ __forceinline__ void multiply_by_gate(const Columns& in, T (&v)[V]) const {
     if constexpr (sizeof(X) < 8) {
@@ -82,7 +82,7 @@ class GeneralForward {
   template <class Y>
   __device__ __forceinline__ void store(const Vec<T, V>& v, int c) const {
     auto y = narrowed<Y>(v.v);
-    store_within(static_cast<Y*>(f_.y) + m_ * f_.n, c, 0, n(), y, aligned_);
+    store_within(static_cast<Y*>(f_.y) + m_ * f_.n, c, n(), y, aligned_);
   }
 
   const Forward& f_;

@@ -20,22 +20,27 @@ __device__ __forceinline__ void add(Vec<X, V>& x, const Vec<X, V>& residual) {
   x = narrowed<X>(sum);
 }
 
-// Sum of squares of the columns below k. What lies beyond is not looked at, nor waited for.
-template <class T, class X, int V>
-__device__ __forceinline__ T squares(const Vec<X, V>& v, int c, int k, T sum) {
+// Adds the squares of columns c ... below k. load(x) fills its argument; what lies beyond k is not looked at,
+// nor waited for.
+template <int V, class T, class Load>
+__device__ __forceinline__ T squares_of(int c, int k, T sum, Load load) {
   T x[V];
   if (c + V <= k) {
-    widen(v, x);
+    load(x);
 #pragma unroll
     for (int j = 0; j < V; ++j) sum = multiply_add(x[j], x[j], sum);
   } else if (c < k) {
-    widen(v, x);
+    load(x);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       if (c + j < k) sum = multiply_add(x[j], x[j], sum);
     }
   }
   return sum;
+}
+template <class T, class X, int V>
+__device__ __forceinline__ T squares(const Vec<X, V>& v, int c, int k, T sum) {
+  return squares_of<V>(c, k, sum, [&](T(&x)[V]) { widen(v, x); });
 }
 
 template <class T>

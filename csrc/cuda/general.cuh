@@ -10,6 +10,12 @@
 
 namespace fused_rmsnorm::cuda {
 
+// m / rows.inner, of any number of rows.
+__device__ __forceinline__ int64_t quotient(const Rows& rows, int64_t m) {
+  if (rows.inner == 1) return m;
+  return rows.multiplier ? outer_of(rows, m) : divided(m, rows.inner);
+}
+
 struct WeightRows {
   Rows share, rows;  // inner: weight_share, weight_rows. The rest is for divisions by them.
 
@@ -47,12 +53,11 @@ __device__ __forceinline__ void load_columns(const void* row, bool wide, int c, 
   widen(load_columns<X, V>(static_cast<const X*>(row), c, n, aligned), out);
 }
 
-// Row w of a weight or bias of n columns, or nullptr.
+// A row of a weight or bias, which begins after so many elements, or nullptr.
 template <class X>
-__device__ __forceinline__ const void* weight_row(const void* weight, bool wide, int64_t w, int64_t n) {
+__device__ __forceinline__ const void* weight_row(const void* weight, bool wide, int64_t offset) {
   if (!weight) return nullptr;
-  const int64_t size = wide ? sizeof(Acc<X>) : sizeof(X);
-  return static_cast<const unsigned char*>(weight) + w * n * size;
+  return static_cast<const unsigned char*>(weight) + offset * (wide ? sizeof(Acc<X>) : sizeof(X));
 }
 
 }  // namespace fused_rmsnorm::cuda

@@ -31,21 +31,32 @@ struct Runs {
   }
 };
 
-// Calls work(c) for this thread's share of the vectors that start at multiples of 16 bytes of `row` and
-// cover columns begin ... end - 1; the first and the last may reach beyond them.
-template <int kThreads, int V, class E, class Work>
-__device__ __forceinline__ void by_pieces(const E* row, int begin, int end, Work work) {
+// Columns begin ... end - 1 of a row, as this thread's share of them is written: vector(c) for those of V
+// columns that start at multiples of 16 bytes of `row`, where there are to be any, and one(c) for each column
+// before and after them. All edges take a dozen instructions so; a vector that asked for each of its elements
+// whether it is inside would take fifty. The last V - 1 columns are in no vector: whoever reads the same
+// columns of a weight in whole pieces of 16 bytes stays inside it.
+template <int kThreads, int V, class E, class Vector, class One>
+__device__ __forceinline__ void by_pieces(const E* row, int begin, int end, bool vectors, Vector vector,
+                                          One one) {
+  const int thread = threadIdx.x % kThreads, head = -misaligned(row + begin) & (16 / sizeof(E) - 1);
+  const int rest = end - begin - head - (V - 1), whole = vectors && rest > 0 ? rest & -V : 0;
 #pragma unroll 1
-  for (int c = begin - misaligned(row + begin) + static_cast<int>(threadIdx.x) % kThreads * V; c < end;
-       c += kThreads * V) {
-    work(c);
-  }
+  for (int c = thread * V; c < whole; c += kThreads * V) vector(begin + head + c);
+#pragma unroll 1
+  for (int e = thread; e < end - begin - whole; e += kThreads) one(begin + e + (e < head ? 0 : whole));
 }
 
-// A run of a row in shared memory, as it is read: column c lies `bytes + c * sizeof(E)` in.
+// A row in shared memory: column c of a run lies `bytes + c * sizeof(E)` in, and `step` bytes further for
+// each run before it.
 template <class E, int V>
-struct RunView {
-  int bytes;
+struct RowView {
+  int bytes, step;
+
+  __device__ __forceinline__ RowView run(int i) const { return {bytes + i * step, step}; }
+  __device__ __forceinline__ E& column(int c) const {
+    return *reinterpret_cast<E*>(shared_memory() + bytes + c * static_cast<int>(sizeof(E)));
+  }
   __device__ __forceinline__ Vec<E, V> load(int c) const {
     const int at = bytes + c * static_cast<int>(sizeof(E));
     const uint4* const pieces = reinterpret_cast<const uint4*>(shared_memory() + (at & ~15));
@@ -54,8 +65,8 @@ struct RunView {
   }
 };
 
-// What a block holds of a row of E, `offset` bytes into shared memory. Vectors of V elements that start
-// before a run or end after it find zeros there.
+// What a block holds of a row of E, `offset` bytes into shared memory. A vector of V columns that starts in
+// the row finds zeros beyond its end.
 template <class E, int kShape, int V, bool kCluster>
 struct Image {
   using Columns = Runs<kShape, V, kCluster>;
@@ -68,29 +79,27 @@ struct Image {
     const int thread = threadIdx.x % kThreads;
 #pragma unroll 1
     for (int run = 0; run < Columns::kCount; ++run) {
-      const int begin = columns.begin(run), end = columns.end(run);
-      uint4* to = reinterpret_cast<uint4*>(shared_memory() + offset + run * kRunBytes) + thread;
+      const int begin = columns.begin(run), count = columns.end(run) - begin;
+      const E* const from = row + begin;
+      const int over = misaligned(from), head = -over & (kPiece - 1);
+      const int whole = count > head ? (count - head) & -kPiece : 0;
+      E* const to = reinterpret_cast<E*>(shared_memory() + offset + run * kRunBytes) + over;
 #pragma unroll 1
-      for (int c = begin - V - misaligned(row + begin) + thread * kPiece; c < end + V;
-           c += kThreads * kPiece, to += kThreads) {
-        if (c >= begin && c + kPiece <= end) {
-          __pipeline_memcpy_async(to, row + c, 16);
-        } else if (c + kPiece <= begin || c >= end) {
-          *to = uint4{};
-        } else {
-          auto edge =
-              gathered<E, kPiece>([&](int j) { return c + j >= begin && c + j < end ? row[c + j] : E{}; });
-          *to = edge.piece(0);
-        }
+      for (int c = head + thread * kPiece; c < head + whole; c += kThreads * kPiece)
+        __pipeline_memcpy_async(to + c, from + c, 16);
+      // The pieces before and after these, by elements, and what the last vector reads beyond.
+#pragma unroll 1
+      for (int e = thread; e < 2 * kPiece + V; e += kThreads) {
+        const int c = head - kPiece + e + (e < kPiece ? 0 : whole);
+        if (c >= -over) to[c] = c >= 0 && c < count ? from[c] : E{};
       }
     }
   }
-  // Row m as it was fetched.
-  __device__ __forceinline__ RunView<E, V> run(const Columns& columns, const Rows& rows, int64_t m,
-                                               int run) const {
-    const int begin = columns.begin(run);
-    const int before = V + misaligned<E>(rows, m, begin) - begin;  // columns
-    return {offset + run * kRunBytes + before * static_cast<int>(sizeof(E))};
+  // Row m as it was fetched. All of its runs begin equally far from a multiple of 16 bytes.
+  __device__ __forceinline__ RowView<E, V> row(const Columns& columns, const Rows& rows, int64_t m) const {
+    constexpr int kSize = sizeof(E);
+    const int before = misaligned<E>(rows, m, columns.first) - columns.first;  // columns
+    return {offset + before * kSize, kCluster ? kRunBytes - columns.stride * kSize : 0};
   }
 };
 

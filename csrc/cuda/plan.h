@@ -32,7 +32,7 @@ struct Plan {
 
 constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;  // of a grid
 constexpr int kLongThreads = 1024;                      // two_pass: threads of a block
-constexpr int kColumnThreads = 256;                     // two_pass backward: columns of a block
+constexpr int kColumnThreads = 256;                     // two_pass backward: vectors of columns of a block
 constexpr int kMaxCluster = 8;                          // what every sm_90 device schedules
 constexpr int kSpan = 256;  // backward: rows of a thread until dw and db are put away
 constexpr int kScratchSlots = 2 * (32 + kMaxCluster);  // of 8 bytes, see reduce.cuh
@@ -71,8 +71,8 @@ constexpr Architecture architecture(int arch) {
   return {72, 64 << 10, false};
 }
 
-// Of a run of an unaligned row in shared memory (image.cuh), read in vectors of `vector` elements: what
-// lies before the first multiple of 16 bytes, and a vector at each end.
+// Of a run of an unaligned row in shared memory (image.cuh), read in vectors of `vector` elements: the run,
+// 16 bytes that it shares with what is before it, and up to two vectors that its last one reads.
 constexpr int image_bytes(int columns, int vector, int size) { return (columns + 2 * vector) * size + 16; }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -129,7 +129,7 @@ constexpr Plan forward_plan(int64_t n, Dtype x, int arch) {
 
 // Two passes of the backward: blocks of columns times partials fill a device several times.
 constexpr Plan with_columns_grid(Plan p, int64_t n) {
-  const int64_t tiles = ceil_div(n, kColumnThreads);
+  const int64_t tiles = ceil_div(n, kColumnThreads * p.vector);
   p.max_grid = tiles >= 4096 ? 1 : tiles > 64 ? 4096 / tiles : 64;
   return p;
 }

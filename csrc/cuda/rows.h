@@ -29,8 +29,7 @@ inline bool is_aligned(const Backward& b, const Plan& p) {
 // m / inner = (m * multiplier >> 32) >> shift for every m < 2^31: with L = ceil(log2(inner)) and the
 // multiplier 2^(31 + L) / inner rounded up, the product is too large by less than m * inner <
 // 2^(31 + L), which is less than what separates a quotient from the next (Granlund and Montgomery
-// 1994, theorem 4.2). Where there are more rows, or the inner ones are as many, there is no multiplier, and
-// the kernels divide.
+// 1994, theorem 4.2). Where there are more rows, or the inner ones are as many, there is no multiplier.
 inline Rows with_divisor(Rows r, int64_t rows) {
   constexpr int64_t kMost = int64_t{1} << 31;
   if (r.inner > 1 && r.inner < kMost && rows <= kMost) {
@@ -41,5 +40,13 @@ inline Rows with_divisor(Rows r, int64_t rows) {
   }
   return r;
 }
+
+// Rows as the kernels find them, all of whose divisions are by multiplication: to do without the others made
+// their code a tenth shorter.
+inline Rows with_places(Rows r, int64_t rows) {
+  if (r.inner >= rows) r.outer_stride = r.inner > 1 ? r.inner_stride : r.outer_stride, r.inner = 1;
+  return with_divisor(r, rows);
+}
+inline bool has_places(const Rows& r) { return r.inner == 1 || r.multiplier; }
 
 }  // namespace fused_rmsnorm::cuda

@@ -89,6 +89,17 @@ __device__ __forceinline__ Vec<E, V> narrowed(const T (&from)[V]) {
   return to;
 }
 
+// Rounded to X and back: what a store and a load would do.
+template <class X, class T, int V>
+__device__ __forceinline__ void round_to(T (&v)[V]) {
+  if constexpr (V % 2 == 0) {
+    widen(narrowed<X>(v), v);
+  } else {
+#pragma unroll
+    for (int j = 0; j < V; ++j) v[j] = widen(narrow<X>(v[j]));
+  }
+}
+
 // run(std::true_type) or run(std::false_type): what is the same for all rows becomes a constant in code of
 // its own, instead of a question at every vector (or predicates there, which take as long as what they leave
 // out).

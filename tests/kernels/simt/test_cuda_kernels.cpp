@@ -13,7 +13,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "../../../csrc/cuda/access.cuh"
+#include "../../../csrc/cuda/general.cuh"
 #include "../../../csrc/cuda/rows.h"
 #include "../../../csrc/cuda/run.h"
 #include "../activations.h"
@@ -408,11 +408,16 @@ void divisions(Checker& check) {
     const int64_t want = m / inner + (inner == 1 ? 0 : m % inner << 28);
     for (int64_t all : {m + 1, int64_t{1} << 31, int64_t{1} << 34}) {
       if (m >= all) continue;
-      const Rows rows = cuda::with_divisor({nullptr, inner, 1, int64_t{1} << 28}, all);
-      check.that(cuda::offset_of(rows, m) == want, [&] {
+      const auto say = [&] {
         return "row " + std::to_string(m) + " of " + std::to_string(all) + ", " + std::to_string(inner) +
                " side by side";
-      });
+      };
+      const Rows divided = cuda::with_divisor({nullptr, inner}, all);
+      check.that(cuda::quotient(divided, m) == m / inner, say);
+      const Rows rows = cuda::with_places({nullptr, inner, 1, int64_t{1} << 28}, all);
+      const bool found = inner == 1 || inner >= all || all <= int64_t{1} << 31;
+      check.that(cuda::has_places(rows) == found, say);
+      if (found) check.that(cuda::offset_of(rows, m) == want, say);
     }
   };
   std::vector<int64_t> numbers = {1, 3, 5, 6, 7, 10, 641, 6700417};
@@ -439,6 +444,13 @@ void errors(Checker& check) {
     check.that(message && std::strstr(message, "2^30"),
                [] { return std::string("too long a row is taken"); });
   }
+  f.n = f.k = b.n = b.k = 64, f.rows = b.rows = (int64_t{1} << 31) + 1;
+  f.x.inner = b.dy.inner = 2;
+  for (const char* message : {cuda::forward(f, nullptr), cuda::backward(b, nullptr)}) {
+    check.that(message && std::strstr(message, "2^31"),
+               [] { return std::string("too many rows of two strides are taken"); });
+  }
+  f.rows = b.rows = 1;
   // The workspace is that of the rows there are, not of the most partials that a plan may make.
   b.n = b.k = int64_t{1} << 30, b.dw = &b;
   check.that(cuda::backward_workspace(b) == b.n * 4, [] { return std::string("workspace of one long row"); });
