@@ -21,6 +21,21 @@ struct Native<float> {
   [[gnu::always_inline]] static __m512 min(__m512 x, __m512 y) { return _mm512_min_ps(x, y); }
   [[gnu::always_inline]] static __m512 max(__m512 x, __m512 y) { return _mm512_max_ps(x, y); }
   [[gnu::always_inline]] static float sum(__m512 x) { return _mm512_reduce_add_ps(x); }
+  // As in simd_avx2.h.
+  [[gnu::always_inline]] static __m512 sums(const __m512* x) {
+    const auto halves = [x](int i, int j) {
+      return _mm512_add_ps(_mm512_shuffle_f32x4(x[i], x[j], 0x44), _mm512_shuffle_f32x4(x[i], x[j], 0xee));
+    };
+    const auto quarters = [halves](int i) {
+      const __m512 p = halves(i, i + 4), q = halves(i + 8, i + 12);
+      return _mm512_add_ps(_mm512_shuffle_f32x4(p, q, 0x88), _mm512_shuffle_f32x4(p, q, 0xdd));
+    };
+    const auto pairs = [](__m512 p, __m512 q) {
+      return _mm512_add_ps(_mm512_shuffle_ps(p, q, 0x44), _mm512_shuffle_ps(p, q, 0xee));
+    };
+    const __m512 p = pairs(quarters(0), quarters(1)), q = pairs(quarters(2), quarters(3));
+    return _mm512_add_ps(_mm512_shuffle_ps(p, q, 0x88), _mm512_shuffle_ps(p, q, 0xdd));
+  }
 };
 
 [[gnu::always_inline]] inline void stream(void* p, Vec<float> v) {
