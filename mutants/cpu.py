@@ -4,11 +4,11 @@ from . import Layer
 from . import Mutant as M
 
 _FORWARD = (
-    M("forward.h", "s / k + eps", "s / k", "eps is left out"),
+    M("forward.h", "sums / k + eps", "sums / k", "eps is left out"),
     M(
         "forward.h",
-        "splat(static_cast<T>(f_.k))",
-        "splat(static_cast<T>(f_.n))",
+        "splat(static_cast<T>(f.k))",
+        "splat(static_cast<T>(f.n))",
         "the mean of a part of the row is over the whole row",
     ),
     M("forward.h", "w + Pack<T>{offset, offset}", "w", "the weight's offset is left out"),
