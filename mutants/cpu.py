@@ -4,11 +4,11 @@ from . import Layer
 from . import Mutant as M
 
 _FORWARD = (
-    M("forward.h", "s / k + eps", "s / k", "eps is left out"),
+    M("forward.h", "sums / k + eps", "sums / k", "eps is left out"),
     M(
         "forward.h",
-        "splat(static_cast<T>(f_.k))",
-        "splat(static_cast<T>(f_.n))",
+        "splat(static_cast<T>(f.k))",
+        "splat(static_cast<T>(f.n))",
         "the mean of a part of the row is over the whole row",
     ),
     M("forward.h", "w + Pack<T>{offset, offset}", "w", "the weight's offset is left out"),
@@ -95,16 +95,35 @@ _SWEEP = (
     ),
     M("sweep.h", "i != fold_at || i == stat_n", "true", "sums are never folded", ("long_rows",)),
     M(
-        "sweep.h",
-        "kernel.stat_columns() == n",
-        "true",
+        "short_rows.h",
+        "f.n == 64 && f.k == 64",
+        "f.n == 64",
         "short rows have the statistic of whole ones",
     ),
     M(
-        "sweep.h",
-        "kernel.row_of(m + slot, slot)",
-        "kernel.row_of(m + slot, 0)",
+        "short_rows.h",
+        "splat(r[i])",
+        "splat(r[0])",
         "short rows of a block are written with the first one's rstd",
+    ),
+    M(
+        "short_rows.h",
+        "write(rstd[now], count)",
+        "write(rstd[now ^ 1], count)",
+        "short rows are written with the rstd of the next block",
+    ),
+    M(
+        "short_rows.h",
+        "f.weight_rows == 1",
+        "true",
+        "short rows share the first row of the weight",
+    ),
+    M("short_rows.h", "at += turn_", "at += 0", "short rows: the stride of the outer dimension"),
+    M(
+        "short_rows.h",
+        "w + Pack<T>{offset, offset}",
+        "w",
+        "short rows: the weight's offset is left out",
     ),
     M(
         "pairwise.h",
@@ -133,6 +152,18 @@ _SIMD = (
         "_mm512_add_epi16(high, high)",
         "high",
         "bf16: a NaN of all ones becomes a zero",
+    ),
+    M(
+        "simd_avx512.h",
+        "pairs(quarters(0), quarters(1))",
+        "pairs(quarters(1), quarters(0))",
+        "sums of several rows: one gets another's",
+    ),
+    M(
+        "simd_avx2.h",
+        "_mm256_add_ps(_mm256_shuffle_ps(p, q, 0x44), _mm256_shuffle_ps(p, q, 0xee))",
+        "_mm256_add_ps(_mm256_shuffle_ps(p, q, 0x88), _mm256_shuffle_ps(p, q, 0xdd))",
+        "sums of several rows: lanes meet in another order than in one row's",
     ),
     M("simd_avx2.h", "_mm256_fmadd_ps(x, y, z)", "_mm256_fmadd_ps(x, y, x)", "fma adds a factor"),
     M(

@@ -9,6 +9,7 @@
 #include "../norm.h"
 #include "choose.h"
 #include "gate.h"
+#include "short_rows.h"
 #include "sweep.h"
 
 namespace fused_rmsnorm::cpu {
@@ -106,6 +107,13 @@ class ForwardKernel {
     }
   };
 
+  // What is written where there is neither a bias nor a gate.
+  [[gnu::always_inline]] static Pack<T> scaled(typename Format<X>::Raw raw, Vec<T> r, Pack<T> w) {
+    Pack<T> v = Format<X>::widen(raw) * r;
+    if constexpr (Types::kLlama) v = round_to<X>(v);
+    return v * w;
+  }
+
   struct Row {
     Input in;
     Vec<T> r;
@@ -133,6 +141,7 @@ class ForwardKernel {
     template <class Lanes>
     [[gnu::always_inline]] Value value(int64_t i, Lanes lanes) const {
       const auto raw = in.raw(i, lanes);
+      if constexpr (kPlain && !kGated) return {raw, scaled(raw, r, load<X>(weight + i, lanes))};
       Pack<T> v = in.again(raw, i, lanes) * r;
       if (rounds()) v = round_to<X>(v);
       if (kPlain || weight) {
@@ -151,7 +160,7 @@ class ForwardKernel {
       return {raw, v};
     }
     template <class Dest>
-    [[gnu::always_inline]] void store(const Value& v, Dest dest, Y* to, X* to_sum) const {
+    [[gnu::always_inline]] static void store(const Value& v, Dest dest, Y* to, X* to_sum) {
       if constexpr (kAdd) store_raw(to_sum, v.x, dest);
       cpu::store<X, kNans>(to, v.y, dest);
     }
@@ -174,14 +183,18 @@ class ForwardKernel {
             kAdd ? static_cast<X*>(f_.sum) + m * f_.n : nullptr};
   }
 
-  // 1 / sqrt(mean + eps) of the rows m ... m + count - 1.
+  // 1 / sqrt(mean + eps) of the sums of some rows.
+  [[gnu::always_inline]] static Vec<T> rstd_of(const Forward& f, Vec<T> sums) {
+    const Vec<T> k = splat(static_cast<T>(f.k)), eps = splat(upper_nan(static_cast<T>(f.eps)));
+    return splat<T>(1) / Native<T>::sqrt(sums / k + eps);
+  }
+  // Of the rows m ... m + count - 1.
   void finish(int64_t m, int count, const T* sums) {
     constexpr int lanes = kVecBytes / sizeof(T);
-    const Vec<T> k = splat(static_cast<T>(f_.k)), eps = splat(upper_nan(static_cast<T>(f_.eps)));
     for (int i = 0; i < count; i += lanes) {
       Vec<T> s;
       copy<kVecBytes>(&s, sums + i);
-      s = splat<T>(1) / Native<T>::sqrt(s / k + eps);
+      s = rstd_of(f_, s);
       copy<kVecBytes>(rstd_ + i, &s);
     }
     if (T* const out = static_cast<T*>(f_.rstd)) {
@@ -262,6 +275,10 @@ void forward(const Forward& f, int64_t begin, int64_t end, bool stream) {
   visit_types(f, [&]<class Types>(Types) {
     if constexpr (kSettled<Types, Gate::none>) {
       constexpr ForwardOptions kNorm{true, false, Gate::none}, kAdd{true, true, Gate::none};
+      if (!stream && has_short_rows(f, end - begin)) {
+        return f.residual.data ? short_rows<ForwardKernel<Types, kAdd>>(f, begin, end)
+                               : short_rows<ForwardKernel<Types, kNorm>>(f, begin, end);
+      }
       if (plain && !f.residual.data) return forward_rows<Types, kNorm>(f, begin, end, stream);
       if (plain) return forward_rows<Types, kAdd>(f, begin, end, stream);
     }

@@ -25,6 +25,18 @@ struct Native<float> {
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
   }
+  // Lane i of the result is sum(x[i]): lanes meet as they do there, those of several vectors in one addition.
+  [[gnu::always_inline]] static __m256 sums(const __m256* x) {
+    const auto halves = [](__m256 p, __m256 q) {
+      return _mm256_add_ps(_mm256_permute2f128_ps(p, q, 0x20), _mm256_permute2f128_ps(p, q, 0x31));
+    };
+    const auto quarters = [](__m256 p, __m256 q) {
+      return _mm256_add_ps(_mm256_shuffle_ps(p, q, 0x44), _mm256_shuffle_ps(p, q, 0xee));
+    };
+    const __m256 p = quarters(halves(x[0], x[4]), halves(x[1], x[5]));
+    const __m256 q = quarters(halves(x[2], x[6]), halves(x[3], x[7]));
+    return _mm256_add_ps(_mm256_shuffle_ps(p, q, 0x88), _mm256_shuffle_ps(p, q, 0xdd));
+  }
 };
 
 [[gnu::always_inline]] inline void stream(void* p, Vec<float> v) {

@@ -29,6 +29,13 @@ struct Native<float> {
     return (Vec<float>)vsqrtq_f32((float32x4_t)x);
   }
   [[gnu::always_inline]] static float sum(Vec<float> x) { return vaddvq_f32((float32x4_t)x); }
+  // Lane i of the result is sum(x[i]): vaddvq_f32 adds neighbours, too.
+  [[gnu::always_inline]] static Vec<float> sums(const Vec<float>* x) {
+    const auto pairs = [](Vec<float> p, Vec<float> q) {
+      return (Vec<float>)vpaddq_f32((float32x4_t)p, (float32x4_t)q);
+    };
+    return pairs(pairs(x[0], x[1]), pairs(x[2], x[3]));
+  }
 };
 
 // An ordinary store: NEON's hint for streams (stnp) takes pairs of vectors only.

@@ -22,8 +22,6 @@ namespace {
 
 constexpr int kMaxBlock = 16;  // most rows that a statistic runs ahead
 constexpr int64_t kBlockBytes = 8192;
-// Bytes of a row that has loops of its own (short_rows): up to 20 % faster at 256, slower from 1024 on.
-constexpr int64_t kShortBytes = 256;
 constexpr int64_t kPrefetchBytes = 2048;
 constexpr int64_t kStreamPrefetchBytes = 4096;  // forward, into the second level; up to 15 % faster so
 // How far ahead of ordinary stores their lines are fetched: without it, fp32 from memory is 15 to 20 %
@@ -95,12 +93,6 @@ class Sweep {
 
   // All rows of [begin, end).
   static void rows(K& kernel, int64_t begin, int64_t end, bool stream) {
-    if constexpr (K::kPlain && K::kInline && K::kSettleStream) {
-      const int64_t n = kernel.columns(), most = kShortBytes / sizeof(typename K::X);
-      if (n <= most && n % kStep == 0 && kernel.stat_columns() == n && !stream) {
-        return short_rows(kernel, begin, end);
-      }
-    }
     if (!kernel.writes()) {
       for (int64_t m = begin; m < end; ++m) statistic(kernel, m);
     } else if (begin < end) {
@@ -159,42 +151,6 @@ class Sweep {
       turn.slot = turn.slot + 1 < block ? turn.slot + 1 : 0;
     }
     if (stream.value) outputs.end();
-  }
-
-  // Rows of a few whole steps, whose columns take no longer than what write_rows does once per row: the
-  // statistics of a block of them, then its writes. Each sum has the same lanes.
-  [[gnu::noinline]] static void short_rows(K& kernel, int64_t begin, int64_t end) {
-    const int64_t n = kernel.columns();
-    const int block = kernel.block();
-    T sums[kMaxBlock] = {};
-    for (int64_t m = begin; m < end; m += block) {
-      const int count = static_cast<int>(end - m < block ? end - m : block);
-      for (int slot = 0; slot < count; ++slot) {
-        const auto stat = kernel.stat_of(m + slot);
-        Pack<T> lanes[2] = {};
-        for (int64_t i = 0; i != n; i += kStep) {
-          stat.template prefetch<1, kStep>(i);
-#pragma GCC unroll kUnroll
-          for (int u = 0; u < kPacks; u += 2) {
-            stat.step(lanes[0], i + u * kWidth, Full{});
-            stat.step(lanes[1], i + (u + 1) * kWidth, Full{});
-          }
-        }
-        sums[slot] = sum_of(lanes);
-      }
-      kernel.finish(m, count, sums);
-      for (int slot = 0; slot < count; ++slot) {
-        const auto row = kernel.row_of(m + slot, slot);
-        for (int64_t i = 0; i != n; i += kStep) {
-          fetch_outputs<kStep>(row, i);
-#pragma GCC unroll kUnroll
-          for (int u = 0; u < kPacks; ++u) {
-            const int64_t at = i + u * kWidth;
-            row.store(row.value(at, Full{}), Full{}, row.out() + at, row.second() + at);
-          }
-        }
-      }
-    }
   }
 
   // Writes the one row (unless kWrite is false) and returns the statistic of the other.
