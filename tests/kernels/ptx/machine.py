@@ -111,7 +111,7 @@ class Batch(MemoryAccess):
         self.shared_bytes = program.static_shared + launch.shared
         self.stride = -(-self.shared_bytes // 16) * 16  # between CTAs
         size = max(self.stride * ctas, 16)
-        self.shared = Space(size, 4 if self.options.races else 0)
+        self.shared = Space(size, 2 if self.options.races else 0)  # the least that a thread stores
         for n in range(ctas):
             self.shared.state[n * self.stride : n * self.stride + self.shared_bytes] = (
                 VALID | WRITABLE
