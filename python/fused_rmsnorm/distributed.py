@@ -160,7 +160,10 @@ class _SplitRows:
         self.weight_offset, self.llama = weight_offset, casting_mode == "llama"
 
     def local(self, t: DTensor, placements: Sequence[Placement]) -> Tensor:
-        return t.redistribute(placements=placements).to_local()
+        # Detached before: torch 2.11 has no rule for the detach_ that ends redistribute here, below
+        # autograd, for a tensor that requires grad.
+        detached = cast(DTensor, t.detach())
+        return detached.redistribute(placements=placements).to_local()
 
     def wrap(self, t: Tensor, placements: Sequence[Placement], shape: torch.Size) -> DTensor:
         stride = torch.empty(shape, device="meta").stride()

@@ -27,6 +27,7 @@ TRANSFORMS = {
     ),
     "jvp": lambda f: lambda x, w: jvp(f, (x, w), (x.cos(), w.cos())),
     "jacrev": lambda f: jacrev(f, (0, 1)),
+    "jacfwd over x": lambda f: jacfwd(f),
     "jacfwd": lambda f: jacfwd(f, (0, 1)),
     "hessian": lambda f: hessian(lambda x, w: f(x, w).sin().sum()),
     "vmap over weights": lambda f: lambda x, w: vmap(f, (None, 0))(x, w * x),
@@ -39,6 +40,11 @@ def test_torch_func_inside(name):
     """fp64, for the compiled graph may order the composite's sums in its own way."""
     x, w = (numbers(s, torch.float64, "cpu", i) for i, s in enumerate([(2, 6), 6]))
     function = TRANSFORMS[name](lambda x, w: F.rms_norm(x, 6, w, p=0.5))
+    if name == "jacfwd":
+        try:
+            compiled(TRANSFORMS[name](torch.mul), "eager")(x, w)
+        except torch._dynamo.exc.UserError:
+            pytest.skip("this torch, as 2.11, compiles jacfwd over one argument only")
     torch.testing.assert_close(compiled(function)(x, w), function(x, w), rtol=1e-12, atol=1e-13)
 
 

@@ -206,7 +206,9 @@ def test_checkpointing_saves_the_input_alone(device, use_reentrant):
     norm, x = RMSNorm(N, device=device), leaf((ROWS, N), device)
     hidden = x * 2
     saved, _ = saved_by(lambda: checkpoint(norm, hidden, use_reentrant=use_reentrant))
-    assert {t.data_ptr() for t in saved} <= {hidden.data_ptr()}
+    # Beside it torch 2.11 saves an empty tensor of its own, without memory.
+    held = [t for t in saved if t.untyped_storage().nbytes() > 0]
+    assert {t.data_ptr() for t in held} <= {hidden.data_ptr()}
 
 
 def test_offloading_a_block(device):

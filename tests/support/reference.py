@@ -58,7 +58,8 @@ class Options:
 
     def keywords(self) -> dict:
         """Without eps, which the functions take as a positional argument."""
-        return {k: v for k, v in self.__dict__.items() if k != "eps"}
+        # By fields: torch 2.11 compiles no self.__dict__.items(), and this is called in what is.
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "eps"}
 
     def eps_for(self, dtype: torch.dtype) -> float:
         return torch.finfo(arithmetic_type(dtype)).eps if self.eps is None else self.eps

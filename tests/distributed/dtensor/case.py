@@ -93,8 +93,13 @@ def communication(function: Callable, *args) -> tuple:
 
 
 def whole(t: DTensor) -> Tensor:
-    assert t.dtype == t.to_local().dtype
-    return t.detach().full_tensor()
+    """What the ranks have of it, contiguous on each, in one tensor. That is contiguous, too, but
+    torch 2.11 leaves it with strides where the parts differ in size."""
+    own = t.to_local()
+    assert t.dtype == own.dtype
+    assert t.is_contiguous()
+    assert own.is_contiguous()
+    return t.detach().full_tensor().contiguous()
 
 
 def placements(*tensors: DTensor) -> list[tuple]:

@@ -1,6 +1,6 @@
 """Runs every check as one of the ranks: python -m dtensor.run RANK RANKS FOLDER
 
-Leaves FOLDER/RANK.json: the traceback of each check that failed, null for the others.
+Leaves FOLDER/RANK.json: of each check its outcome, and the traceback or the reason of a skip.
 """
 
 import json
@@ -22,7 +22,7 @@ def run(rank: int, ranks: int, folder: Path) -> None:
     torch.set_num_threads(1)
     files = dist.FileStore(str(folder / "store"), ranks)
     shape = MESHES[ranks]
-    failures: dict[str, str | None] = {}
+    outcomes: dict[str, tuple[str, str]] = {}
     for name, check in CHECKS[ranks].items():
         # A group for each check: one that fails may leave ranks waiting for each other.
         dist.init_process_group(
@@ -35,11 +35,13 @@ def run(rank: int, ranks: int, folder: Path) -> None:
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=("outer", "inner")[-len(shape) :])
         try:
             check(mesh)
-            failures[name] = None
+            outcomes[name] = ("passed", "")
+        except pytest.skip.Exception as skip:
+            outcomes[name] = ("skipped", str(skip))
         except (Exception, pytest.fail.Exception):
-            failures[name] = traceback.format_exc()
+            outcomes[name] = ("failed", traceback.format_exc())
         dist.destroy_process_group()
-    (folder / f"{rank}.json").write_text(json.dumps(failures))
+    (folder / f"{rank}.json").write_text(json.dumps(outcomes))
 
 
 if __name__ == "__main__":
