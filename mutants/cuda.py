@@ -260,8 +260,8 @@ _ACCESS = (
     M(
         "image.cuh",
         "c >= 0 && c < count",
-        "c < count",
-        "of a row in shared memory, what lies before a part of it is read, too",
+        "c >= 0",
+        "of a row in shared memory, what lies beyond its end belongs to it",
     ),
     M(
         "image.cuh",

@@ -127,10 +127,12 @@ constexpr Plan forward_plan(int64_t n, Dtype x, int arch) {
   return p;
 }
 
-// Two passes of the backward: blocks of columns times partials fill a device several times.
+// Two passes of the backward: blocks of columns times partials fill a device several times; and dw's
+// partials have at most 2^22 numbers, unless it is a single one.
 constexpr Plan with_columns_grid(Plan p, int64_t n) {
-  const int64_t tiles = ceil_div(n, kColumnThreads * p.vector);
-  p.max_grid = tiles >= 4096 ? 1 : tiles > 64 ? 4096 / tiles : 64;
+  const int64_t fit = (int64_t{1} << 22) / n, most = 4096 / ceil_div(n, kColumnThreads * p.vector);
+  p.max_grid = fit < most ? fit : most;
+  p.max_grid = p.max_grid < 1 ? 1 : p.max_grid > 64 ? 64 : p.max_grid;
   return p;
 }
 

@@ -171,11 +171,13 @@ class Draw:
             seed=self.below(1 << 30),
         )
 
-    def general(self, types: tuple[str, str, str, bool], n: int) -> Case:
+    def general(
+        self, types: tuple[str, str, str, bool], n: int, gated: bool | None = None
+    ) -> Case:
         """A case under a weight of several rows, a gate, or both."""
         case = self.case(types, n)
-        gates = GATES if case.x != "f64" else ("",)
-        gate = gates[self.below(len(gates))]
+        gates = GATES if gated is None else GATES[1:] if gated else GATES[:1]
+        gate = gates[self.below(len(gates))] if case.x != "f64" else ""
         if types[2] != types[0] and gate == "last":  # its product has x's dtype
             gate = "first"
         rows = 1 + self.below(3) if not gate or self.chance(50) else 1

@@ -82,16 +82,20 @@ class Part:
                     self.attempt(case, direction, races=n < LONG)
 
     def general(self) -> None:
+        """The longest row of every plan by whole vectors, with a gate and without; others by chance."""
         v = self.vector
         ends = {-(-n // v) * v for n in longest(self.kernels, self.x, self.arch, True)}
         edges = lengths(self.kernels, self.x, self.arch, True)
-        for types, n in itertools.product(types_of(self.x), sorted(ends | set(edges))):
+        kinds = list(enumerate(types_of(self.x)))
+        for (number, types), n in itertools.product(kinds, sorted(ends | set(edges))):
             for aligned in (True, False):
-                if not self.draw.chance(100 if aligned and n in ends else self.percent):
+                sure = aligned and n in ends
+                if not self.draw.chance(100 if sure else self.percent):
                     continue
-                case = self.draw.general(types, n)
-                if aligned and n in ends:  # by whole vectors
+                case = self.draw.general(types, n, number % 2 == 1 if sure else None)
+                if sure:
                     case = replace(case, head_gap=0, gap=0, x_shift=0, w_shift=0, out_shift=0)
+                    case = replace(case, dx=True, dw=True)
                 for direction in DIRECTIONS:
                     bias = case.weight and case.db and (direction == "forward" or bool(case.gate))
                     self.attempt(replace(case, bias=bias), direction, races=n < LONG)
@@ -165,13 +169,16 @@ def chosen(kernels: Kernels, x: str, arch: int) -> set[str]:
     found, flags, wide = set(), (False, True), 16 // SIZE[x]
     ends = [(n, general) for general in flags for n in longest(kernels, x, arch, general)]
     for types, (n, general) in itertools.product(types_of(x), ends):
-        for aligned, second in itertools.product(flags, flags):
+        gates = flags if general and x != "f64" else (False,)
+        for aligned, second, gated in itertools.product(flags, flags, gates):
             n_ = -(-n // wide) * wide
             at = GLOBAL_BASE + (0 if aligned else SIZE[x])
             rows = {"data": at, "outer_stride": n_}
-            more = rows if second else {"data": 0}
+            nothing = {"data": 0}
+            more = rows if second and not gated else nothing
             common = {"rows": 3, "n": n_, "k": n_, "llama": types[3], "x": rows, "weight": at}
             common |= {"x_dtype": x, "w_dtype": types[1], "weight_has_rows": general}
+            common |= {"gate": int(gated), "z": rows if gated else nothing}
             forward = common | {"y_dtype": types[2], "y": at, "residual": more}
             forward |= {"sum": at if second else 0}
             backward = common | {"dy_dtype": types[2], "dy": rows, "dsum": more, "dx": at}

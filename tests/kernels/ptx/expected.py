@@ -67,6 +67,17 @@ def activation(case: Case, z: Array) -> tuple[Array, Array, Array]:
     return z * s, s + z * s * c, s + np.abs(z) * s * c
 
 
+def underflow(case: Case, *factors: Array) -> Array | float:
+    """What a few roundings below the normal numbers of fp32 come to, where act(z) or its slope lies
+    there, times what these are multiplied by."""
+    if not case.gate:
+        return 0.0
+    most: Array = np.ones(1)
+    for factor in factors:
+        most = most * (1 + np.abs(factor))
+    return 4 * 2.0**-149 * most
+
+
 def between(value: Array, error: Array, dtype: str) -> tuple[Array, Array]:
     """What is off by up to `error`, rounded: near a tie that may go either way."""
     low, high = (rounded(single(value + s * error), dtype) for s in (-1, 1))
@@ -107,7 +118,8 @@ def forward(case: Case, plan: Mapping[str, int], given: Mapping[str, Array]) -> 
         want["rstd"] = Want(r, r * r_error)
     y, error = affine(c, h * r, np.abs(h * r) * (r_error + h_error + u), given)
     if c.gate == "last":
-        y, error = y * act, error * np.abs(act) + _ACTIVATION * u * np.abs(y * act)
+        error = error * np.abs(act) + underflow(c, given["z"], y)
+        y, error = y * act, error + _ACTIVATION * u * np.abs(y * act)
     want["y"] = stored(y, error, c.y)
     return want
 
@@ -133,14 +145,18 @@ def backward(case: Case, plan: Mapping[str, int], given: Mapping[str, Array]) ->
         error = r * np.where(inside, np.abs(v) * r * r * dot_error / c.columns, 0)
         error += (7 * u + gate_error) * r * (np.abs(pull) + np.abs(g) * size)
         error += 2 * u * np.abs(extra)
+        if c.gate:
+            error += underflow(c, given["z"], dy, size, r)
         dx = r * (g * scale - pull) + extra
         slope_error = (_ACTIVATION + 2) * u * slope_size
         if c.gate == "last":
             norm, off = affine(c, x * r, np.abs(x * r) * u, given)
             off = np.abs(dy) * (off * np.abs(slope) + np.abs(norm) * (slope_error + 3 * u))
+            off = off + underflow(c, given["z"], dy, norm)
             want["dz"] = stored(dy * norm * slope, off, c.x)
         if c.gate == "first":
             off = np.abs(x) * (error * np.abs(slope) + np.abs(dx) * (slope_error + 3 * u))
+            off = off + underflow(c, given["z"], dx, x)
             want["dz"] = stored(dx * x * slope, off, c.x)
             dx, error = dx * act, error * np.abs(act) + _ACTIVATION * u * np.abs(dx * act)
         want["dx"] = stored(dx, error, c.x)
