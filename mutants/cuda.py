@@ -269,7 +269,7 @@ _ACCESS = (
         "end - begin - whole - 1",
         "the last column of a row is not written",
     ),
-    M("image.cuh", "e < head ? 0 : whole", "0", "the columns after the last vector are not written"),
+    M("image.cuh", "e < head ? 0 : whole", "0", "columns after the last vector are not written"),
     M(
         "rows.h",
         "r.inner == 1 || r.multiplier",

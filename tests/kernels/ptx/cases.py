@@ -171,9 +171,7 @@ class Draw:
             seed=self.below(1 << 30),
         )
 
-    def general(
-        self, types: tuple[str, str, str, bool], n: int, gated: bool | None = None
-    ) -> Case:
+    def general(self, types: tuple[str, str, str, bool], n: int, gated: bool | None = None) -> Case:
         """A case under a weight of several rows, a gate, or both."""
         case = self.case(types, n)
         gates = GATES if gated is None else GATES[1:] if gated else GATES[:1]

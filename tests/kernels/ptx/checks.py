@@ -82,7 +82,7 @@ class Part:
                     self.attempt(case, direction, races=n < LONG)
 
     def general(self) -> None:
-        """The longest row of every plan by whole vectors, with a gate and without; others by chance."""
+        """The longest row of every plan by whole vectors, gated and not; others by chance."""
         v = self.vector
         ends = {-(-n // v) * v for n in longest(self.kernels, self.x, self.arch, True)}
         edges = lengths(self.kernels, self.x, self.arch, True)
