@@ -271,6 +271,13 @@ _ACCESS = (
     ),
     M("image.cuh", "e < head ? 0 : whole", "0", "columns after the last vector are not written"),
     M(
+        "entry.cu",
+        "offset == 0 ? -0.0 : offset",
+        "offset",
+        "a weight of -0 has another sign where the row is not aligned",
+        ("bits bf16 30",),
+    ),
+    M(
         "rows.h",
         "r.inner == 1 || r.multiplier",
         "true",

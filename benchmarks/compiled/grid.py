@@ -45,6 +45,9 @@ def _grid() -> list[Counted]:
         add(direction, "pRMSNorm k=256", replace(_BF16, n=4096, k=256))
         for n in (129, 229, 541, 4097):
             add(direction, "", replace(_BF16, n=n))
+        add(direction, "fp32 weight", replace(_WIDE_WEIGHT, n=4097))
+        add(direction, "offset", replace(_BF16, n=4097, offset=1.0))
+        add(direction, what, replace(_BF16, n=4097, residual=True))
         add(direction, "x shifted by one", replace(_BF16, n=4096, x_shift=1))
         shifted = replace(_BF16, n=4096, x_shift=1, out_shift=1)
         add(direction, "x and output shifted by one", shifted)

@@ -46,7 +46,7 @@ std::optional<Rows> fold_rows(const Tensor& t) {
   }
   if (levels.size() > 2) return std::nullopt;
   if (levels.size() == 2) {
-    if (levels[0].size > (int64_t{1} << 31) / levels[1].size) return std::nullopt;
+    if (t.is_cuda() && levels[0].size > (int64_t{1} << 31) / levels[1].size) return std::nullopt;
     rows.inner = levels[1].size;
     rows.outer_stride = levels[0].stride;
     rows.inner_stride = levels[1].stride;

@@ -43,7 +43,9 @@ class Walk {
   int64_t left_;
 };
 
-// K: the kernel of a plain forward without a gate. kColumns: n and k where they are known, else 0.
+// K: the kernel of a plain forward without a gate. Calls with an offset or without a weight come here, too:
+// what is kept of the weight has the one, and is 1 without the other. kColumns: n and k where they are known,
+// else 0.
 template <class K, int kColumns>
 class ShortRows {
   using T = typename K::T;
@@ -55,7 +57,7 @@ class ShortRows {
   // A block of fp32 has as many rows as one of 16-bit numbers: 6 % faster than half as many where there is
   // one input and one output, 10 % slower where there are two of each.
   static constexpr int kBlockSize = K::kAdd ? sizeof(X) : 2;
-  // The statistics of a block are taken before the block ahead of it is written, which hides the latency of
+  // The statistics of a block are taken before the previous block is written, which hides the latency of
   // its square roots: 16-bit numbers 5 to 25 % faster. fp32 is up to 10 % faster so in the second level of
   // the caches, and 10 to 15 % slower in the third.
   static constexpr bool kAhead = sizeof(X) == 2;

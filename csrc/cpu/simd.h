@@ -22,7 +22,8 @@ using Vec = typename VecOf<T>::type;
 using Words = Vec<uint32_t>;
 
 // What the instruction set does with vectors of T: fma(x, y, z), sqrt(x), sum(x); for floats also min(x, y)
-// and max(x, y), which are y where y is NaN.
+// and max(x, y), which are y where y is NaN, and where kSettleCommonCalls sums(x): in lane i, sum(x[i]), bit
+// for bit.
 template <class T>
 struct Native;
 

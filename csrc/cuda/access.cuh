@@ -126,7 +126,7 @@ class Reader {
   bool alone_;
 };
 
-// Columns c ... of a row that starts on 16 bytes and goes on for a piece and more beyond them.
+// Columns c ... of a row that starts on 16 bytes, and goes on beyond them to the end of a piece.
 template <class E, int V>
 __device__ __forceinline__ Vec<E, V> load_inside(const E* row, int c) {
   constexpr int kPiece = 16 / sizeof(E);  // elements

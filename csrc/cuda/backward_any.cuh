@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
     const int thread = threadIdx.x % kThreads + (kCluster ? Cluster::rank() * kThreads : 0);
     const int64_t step = (kCluster ? clusters_of(gridDim.x, cluster) : gridDim.x) * kRows;
     const int64_t place = kCluster ? clusters_of(blockIdx.x, cluster) : blockIdx.x;
-    const bool plain = is_plain_any<X>(b);
+    const bool plain = std::is_same_v<X, D> && is_plain_any<X>(b);
     RowSum<T, kThreads, kCluster> row_sum(cluster);
     const auto image_x = [&](int stage) {
       return ImageX{kScratchBytes + (stage * kRows + row_in_block) * (ImageX::kBytes + ImageD::kBytes)};
@@ -156,7 +156,6 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
         partials += step / kRows * partial_step(b);
       }
       if (b.db) put_partial<kThreads>(db, partials, more, buffer, n, width, thread);
-      if (last < b.rows) __syncthreads();
     }
   }
 }
@@ -168,7 +167,7 @@ __global__ void __launch_bounds__(kLongThreads, 1) backward_long(Backward b) {
   using T = Acc<X>;
   constexpr int V = 16 / sizeof(X);
   const int n = static_cast<int>(b.n);
-  const bool plain = is_plain_any<X>(b);
+  const bool plain = std::is_same_v<X, D> && is_plain_any<X>(b);
   RowSum<T, kLongThreads, false> row_sum(1);
   for (int64_t m = blockIdx.x; m < b.rows; m += gridDim.x) {
     const Reader<X, V> x(row_of<X>(b.x, m), n);

@@ -3,10 +3,10 @@
 //   Gate::first   x * act(z) in place of x;     dz = dx * x * act'(z), then dx = dx * act(z)
 //
 // Each row of the weight has blocks of its own, which take its rows in turn and sum its dw and db in
-// registers: a partial for each block, added in order by finalize.cuh. Without a gate a row is read once.
-// With one it is read twice, the second time from the caches: there are no registers left to keep it in. What
-// the gate's exponential gives is kept in shared memory: it costs more instructions than the rest of a
-// reading.
+// registers: a partial for each block, added in order by finalize.cuh. Without a gate, if dy has x's dtype, a
+// row is read once. Else it is read twice, the second time from the caches: there are no registers left to
+// keep it in. What the gate's exponential gives is kept in shared memory: it costs more instructions than the
+// rest of a reading.
 #pragma once
 #include "backward_any.cuh"
 #include "gate.cuh"

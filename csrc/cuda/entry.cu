@@ -14,6 +14,10 @@ namespace {
 
 constexpr int64_t kMaxColumns = int64_t{1} << 30;  // columns are counted in 32 bits
 
+// 0 is added to a weight as -0, which changes no number: +0 would change the sign of a weight of -0, in those
+// kernels alone that add it.
+double added_offset(double offset) { return offset == 0 ? -0.0 : offset; }
+
 // nullptr, or why the kernels cannot find these rows.
 template <class... Tensor>
 const char* place_rows(int64_t count, Tensor&... tensors) {
@@ -26,6 +30,7 @@ const char* place_rows(int64_t count, Tensor&... tensors) {
 
 const char* run(const Forward& call, const Plan& p, void* stream) {
   Forward f = call;
+  f.weight_offset = added_offset(f.weight_offset);
   if (const char* error = place_rows(f.rows, f.x, f.residual, f.z)) return error;
   switch (f.x_dtype) {
     case Dtype::f32:
@@ -42,6 +47,7 @@ const char* run(const Forward& call, const Plan& p, void* stream) {
 
 const char* run(const Backward& call, const Plan& p, void* stream) {
   Backward b = call;
+  b.weight_offset = added_offset(b.weight_offset);
   if (const char* error = place_rows(b.rows, b.x, b.dy, b.dsum, b.z)) return error;
   switch (b.x_dtype) {
     case Dtype::f32:

@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kBlock<kShape>, 1) forward_rows_any(Forward f,
     const int n = columns.n, row_in_block = threadIdx.x / kThreads, thread = threadIdx.x % kThreads;
     const int k = f.k < f.n ? static_cast<int>(f.k) : n + V;  // zeros beyond n need no question
     const int64_t step = int64_t{kCluster ? clusters_of(gridDim.x, cluster) : gridDim.x} * (kRows * kFlight);
-    const bool plain = is_plain_any<X>(f);
+    const bool plain = std::is_same_v<X, Y> && is_plain_any<X>(f);
     RowSum<T, kThreads, kCluster> row_sum(cluster);
 
     for (int64_t base = int64_t{kCluster ? clusters_of(blockIdx.x, cluster) : blockIdx.x} * (kRows * kFlight);
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kLongThreads, 1) forward_long(Forward f) {
   constexpr int V = 16 / sizeof(X);
   using Row = Reader<X, V>;
   const int n = static_cast<int>(f.n), k = static_cast<int>(f.k);
-  const bool adds = f.residual.data, plain = is_plain_any<X>(f);
+  const bool adds = f.residual.data, plain = std::is_same_v<X, Y> && is_plain_any<X>(f);
   RowSum<T, kLongThreads, false> row_sum(1);
   for (int64_t m = blockIdx.x; m < f.rows; m += gridDim.x) {
     Row row(row_of<X>(f.x, m), n);

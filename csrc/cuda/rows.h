@@ -26,8 +26,8 @@ inline bool is_aligned(const Backward& b, const Plan& p) {
          is_aligned(b.bias) && is_aligned(b.dx) && is_aligned(b.dz);
 }
 
-// m / inner = (m * multiplier >> 32) >> shift for every m < 2^31: with L = ceil(log2(inner)) and the
-// multiplier 2^(31 + L) / inner rounded up, the product is too large by less than m * inner <
+// m / inner = (m * multiplier >> 32) >> shift for every m <= 2^31: with L = ceil(log2(inner)) and the
+// multiplier 2^(31 + L) / inner rounded up, the product is too large by less than m * inner, at most
 // 2^(31 + L), which is less than what separates a quotient from the next (Granlund and Montgomery
 // 1994, theorem 4.2). Where there are more rows, or the inner ones are as many, there is no multiplier.
 inline Rows with_divisor(Rows r, int64_t rows) {
@@ -41,7 +41,7 @@ inline Rows with_divisor(Rows r, int64_t rows) {
   return r;
 }
 
-// Rows as the kernels find them, all of whose divisions are by multiplication: to do without the others made
+// Rows of x, dy and the like as the kernels find them, by multiplication alone: to do without a division made
 // their code a tenth shorter.
 inline Rows with_places(Rows r, int64_t rows) {
   if (r.inner >= rows) r.outer_stride = r.inner > 1 ? r.inner_stride : r.outer_stride, r.inner = 1;

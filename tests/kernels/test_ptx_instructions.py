@@ -141,7 +141,7 @@ def test_of_64_bits(text: str) -> None:
 
 @pytest.mark.parametrize(("name", "dtype"), [("fmaf", np.float32), ("fma", np.float64)])
 def test_fused_multiply_add_rounds_once(name: str, dtype: type) -> None:
-    """Random numbers, sums that cancel, sums near the middle of two floats, subnormals."""
+    """Random numbers, sums that cancel or are near the middle of two floats, subnormals, zeros."""
     libm, count = ctypes.CDLL("libm.so.6"), 20000
     theirs = getattr(libm, name)
     number = ctypes.c_float if dtype is np.float32 else ctypes.c_double
@@ -154,6 +154,9 @@ def test_fused_multiply_add_rounds_once(name: str, dtype: type) -> None:
     def short() -> np.ndarray:
         return (1 + RANDOM.integers(0, 4096, count) / 4096).astype(dtype)
 
+    def zeros() -> np.ndarray:
+        return RANDOM.choice(np.array([-0.0, 0.0], dtype), count)
+
     a, b = normal(), normal()
     near = 1 + RANDOM.integers(-3, 4, count) * np.finfo(dtype).eps
     tiny = RANDOM.choice([-1, 1], count) * 2.0 ** -RANDOM.integers(20, 80, count)
@@ -161,6 +164,7 @@ def test_fused_multiply_add_rounds_once(name: str, dtype: type) -> None:
         (a, b, normal() * 2.0 ** RANDOM.integers(-60, 60, count)),
         (a, b, -(a * b) * near),
         (short(), short(), tiny),
+        (normal(), zeros(), zeros()),
     ]
     if dtype is np.float32:
         any_bits = (RANDOM.integers(0, 2**32, count, dtype=np.uint32) for _ in range(3))
@@ -170,8 +174,11 @@ def test_fused_multiply_add_rounds_once(name: str, dtype: type) -> None:
         with np.errstate(all="ignore"):
             x, y, z = (np.asarray(v, dtype) for v in numbers)
             got = ours(x, y, z)
-        want = [theirs(*v) for v in zip(x.tolist(), y.tolist(), z.tolist(), strict=True)]
-        np.testing.assert_array_equal(got, np.array(want, dtype))
+        each = zip(x.tolist(), y.tolist(), z.tolist(), strict=True)
+        want = np.array([theirs(*v) for v in each], dtype)
+        np.testing.assert_array_equal(got, want)
+        zero = want == 0
+        np.testing.assert_array_equal(np.signbit(got[zero]), np.signbit(want[zero]))
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("f16", torch.float16), ("bf16", torch.bfloat16)])

@@ -56,7 +56,8 @@ def fma64(a: Array, b: Array, c: Array) -> Array:
     th, tl = two_sum(c, ul)
     vh, vl = two_sum(uh, th)
     exact = vh + to_odd(*two_sum(tl, vl))
-    return np.where(np.isfinite(exact), exact, uh + c)
+    # Of a product of 0 the sum is exact, and has its zero's sign.
+    return np.where(np.isfinite(exact) & (uh != 0), exact, uh + c)
 
 
 def bf16_bits(v: Array) -> Array:

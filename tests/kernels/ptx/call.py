@@ -76,6 +76,7 @@ class Call:
     def _affine(self, name: str) -> int:
         c = self.case
         numbers = self._numbers(name, 2, c.weight_rows * c.n)
+        numbers[2::7] = -0.0  # whose sign an offset of +0 would change
         at = self._vector(name, c.w, numbers, c.w_shift)
         self.given[name] = self.given[name].reshape(c.weight_rows, c.n)[c.weight_row]
         return at

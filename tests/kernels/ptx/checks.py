@@ -86,13 +86,19 @@ class Part:
         v = self.vector
         ends = {-(-n // v) * v for n in longest(self.kernels, self.x, self.arch, True)}
         edges = lengths(self.kernels, self.x, self.arch, True)
-        kinds = list(enumerate(types_of(self.x)))
-        for (number, types), n in itertools.product(kinds, sorted(ends | set(edges))):
-            for aligned in (True, False):
+        for (number, types), n in itertools.product(
+            enumerate(types_of(self.x)), sorted(ends | set(edges))
+        ):
+            wide, gated = types[2] != types[0], number % 2 == 1
+            for aligned, gate in (
+                (True, gated),
+                (False, gated),
+                *([(True, False)] if wide else ()),
+            ):
                 sure = aligned and n in ends
                 if not self.draw.chance(100 if sure else self.percent):
                     continue
-                case = self.draw.general(types, n, number % 2 == 1 if sure else None)
+                case = self.draw.general(types, n, gate if sure else None)
                 if sure:
                     case = replace(case, head_gap=0, gap=0, x_shift=0, w_shift=0, out_shift=0)
                     case = replace(case, dx=True, dw=True)

@@ -414,6 +414,7 @@ void divisions(Checker& check) {
       };
       const Rows divided = cuda::with_divisor({nullptr, inner}, all);
       check.that(cuda::quotient(divided, m) == m / inner, say);
+      check.that(cuda::quotient(divided, all) == all / inner, say);
       const Rows rows = cuda::with_places({nullptr, inner, 1, int64_t{1} << 28}, all);
       const bool found = inner == 1 || inner >= all || all <= int64_t{1} << 31;
       check.that(cuda::has_places(rows) == found, say);
