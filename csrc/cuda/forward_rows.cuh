@@ -20,27 +20,22 @@ __device__ __forceinline__ void add(Vec<X, V>& x, const Vec<X, V>& residual) {
   x = narrowed<X>(sum);
 }
 
-// Adds the squares of columns c ... below k. load(x) fills its argument; what lies beyond k is not looked at,
-// nor waited for.
-template <int V, class T, class Load>
-__device__ __forceinline__ T squares_of(int c, int k, T sum, Load load) {
+// Sum of squares of the columns below k. What lies beyond is not looked at, nor waited for.
+template <class T, class X, int V>
+__device__ __forceinline__ T squares(const Vec<X, V>& v, int c, int k, T sum) {
   T x[V];
   if (c + V <= k) {
-    load(x);
+    widen(v, x);
 #pragma unroll
     for (int j = 0; j < V; ++j) sum = multiply_add(x[j], x[j], sum);
   } else if (c < k) {
-    load(x);
+    widen(v, x);
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       if (c + j < k) sum = multiply_add(x[j], x[j], sum);
     }
   }
   return sum;
-}
-template <class T, class X, int V>
-__device__ __forceinline__ T squares(const Vec<X, V>& v, int c, int k, T sum) {
-  return squares_of<V>(c, k, sum, [&](T(&x)[V]) { widen(v, x); });
 }
 
 template <class T>
