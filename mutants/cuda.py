@@ -119,6 +119,26 @@ _ROWS = (
     ),
 )
 _ANY = (
+    M("forward_any.cuh", "!f.bias", "true", "rows by vectors, though there is a bias"),
+    M("forward_any.cuh", "!f.llama", "true", "rows by vectors, though Llama's rounding is wanted"),
+    M(
+        "affine.cuh",
+        "if (call.w_dtype != call.x_dtype) {",
+        "if (false) {",
+        "rows by vectors: a wider weight is read as one of x's dtype",
+    ),
+    M(
+        "affine.cuh",
+        "call.w_dtype == call.x_dtype && call.weight_offset == 0",
+        "call.w_dtype == call.x_dtype",
+        "rows by vectors: a weight is taken to be alone, though it has an offset",
+    ),
+    M(
+        "backward_any.cuh",
+        "if (b.dsum.data) add_to_dx",
+        "if (false) add_to_dx",
+        "rows by vectors: the sum's gradient is left out",
+    ),
     M("backward_any.cuh", "m += partials", "m += partials + 1", "two passes: rows are left out"),
     M("backward_any.cuh", "db.add(g)", "dw.add(g)", "two passes: dy goes to dw, not to db"),
     M(

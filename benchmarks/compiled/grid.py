@@ -43,6 +43,8 @@ def _grid() -> list[Counted]:
         add(direction, "", replace(_F16, n=4096))
         add(direction, "llama", replace(_BF16, n=4096, llama=True))
         add(direction, "pRMSNorm k=256", replace(_BF16, n=4096, k=256))
+        for n in (4096, 4097):
+            add(direction, "llama to fp32", replace(_WIDE_WEIGHT, n=n, y="f32", llama=True))
         for n in (129, 229, 541, 4097):
             add(direction, "", replace(_BF16, n=n))
         add(direction, "fp32 weight", replace(_WIDE_WEIGHT, n=4097))
@@ -51,9 +53,9 @@ def _grid() -> list[Counted]:
         add(direction, "x shifted by one", replace(_BF16, n=4096, x_shift=1))
         shifted = replace(_BF16, n=4096, x_shift=1, out_shift=1)
         add(direction, "x and output shifted by one", shifted)
-        for n in (64, 128):
+        for n in (64, 72, 80, 96, 128, 192):
             add(direction, "", replace(_BF16, n=n))
-        for n in (64, 128, 256, 512):
+        for n in (64, 72, 80, 96, 128, 192, 256, 512):
             add(direction, "heads of a packed QKV", replace(_BF16, n=n, inner=8, gap=16 * n))
     # A gate after the norm of heads (Qwen3-Next), before that of groups (Mamba 2); and without one
     # a weight per head, or a scale and shift per sample (AdaLN).

@@ -40,6 +40,37 @@ __device__ __forceinline__ void load_scale(const void* weight, double offset, T 
   }
 }
 
+// The same of one column, of a weight of either dtype.
+template <class X, class Call>
+__device__ __forceinline__ void load_scale_one(const Call& call, int c, Acc<X> (&scale)[1]) {
+  load_scale(call.weight, call.weight_offset, scale,
+             [&](Acc<X>(&w)[1]) { w[0] = column_of<X>(call.weight, call.w_dtype != call.x_dtype, c); });
+}
+
+// Whether a call's weight, if it has one, can be read in pieces of 16 bytes, whatever its dtype.
+template <class Call>
+__device__ __forceinline__ bool weight_in_pieces(const Call& call) {
+  return !call.weight || starts_piece(call.weight);
+}
+// Whether its scale is a weight of x's dtype and nothing else, as in most calls.
+template <class Call>
+__device__ __forceinline__ bool is_weight_alone(const Call& call) {
+  return call.weight && call.w_dtype == call.x_dtype && call.weight_offset == 0;
+}
+// The scale of columns c ... of such a call, whose weight goes on beyond them to the end of a piece.
+template <class X, class Call, class T, int V>
+__device__ __forceinline__ void load_scale_inside(const Call& call, int c, T (&scale)[V]) {
+  if (is_weight_alone(call)) return widen(load_inside<X, V>(static_cast<const X*>(call.weight), c), scale);
+  load_scale(call.weight, call.weight_offset, scale, [&](T(&w)[V]) {
+    if constexpr (sizeof(X) != sizeof(T)) {
+      if (call.w_dtype != call.x_dtype) {
+        return widen(load_inside<T, V>(static_cast<const T*>(call.weight), c), w);
+      }
+    }
+    widen(load_inside<X, V>(static_cast<const X*>(call.weight), c), w);
+  });
+}
+
 // The norm of columns of which `out` holds x * r; load_scale and load_bias fill their argument. For the
 // forward's y, and for the backward of a gate that multiplies it.
 template <class X, class Call, class T, int V, class LoadScale, class LoadBias>

@@ -8,48 +8,46 @@
 
 namespace fused_rmsnorm::cuda {
 
-// Whether there is a weight and no offset, and it is x's in dtype and alignment: as most calls have it, and
-// what is worth vectors. Other calls take their weight column by column.
-template <class X>
-__device__ __forceinline__ bool is_plain_any(const Backward& b) {
-  return b.weight && starts_piece(b.weight) && b.w_dtype == b.x_dtype && b.weight_offset == 0;
-}
-
-// What x * r was multiplied by, of columns c ..., which may reach beyond the end.
-template <class X, int V>
-__device__ __forceinline__ void scale_by_columns(const Backward& b, int c, Acc<X> (&scale)[V]) {
-  const bool wide = b.w_dtype != b.x_dtype;
-  load_scale(b.weight, b.weight_offset, scale, [&](Acc<X>(&w)[V]) {
-#pragma unroll
-    for (int j = 0; j < V; ++j)
-      w[j] = c + j < static_cast<int>(b.n) ? column_of<X>(b.weight, wide, c + j) : Acc<X>(0);
-  });
-}
+// What x * r was multiplied by, of columns c ..., which may reach beyond the end; c is a multiple of V.
+// plain: as most calls have it, a weight in pieces and nothing else.
 template <class X, int V>
 __device__ __forceinline__ void scale_any(const Backward& b, bool plain, int c, Acc<X> (&scale)[V]) {
-  if (plain && c + V <= static_cast<int>(b.n)) return load_aligned<X>(b.weight, c, scale);
-  scale_by_columns<X>(b, c, scale);
+  using T = Acc<X>;
+  const bool inside = c + V <= static_cast<int>(b.n);
+  if (plain && inside) return load_aligned<X>(b.weight, c, scale);
+  load_scale(b.weight, b.weight_offset, scale, [&](T(&w)[V]) {
+    const bool wide = b.w_dtype != b.x_dtype;
+    if (inside && weight_in_pieces(b)) {
+      return wide ? load_aligned<T>(b.weight, c, w) : load_aligned<X>(b.weight, c, w);
+    }
+#pragma unroll
+    for (int j = 0; j < V; ++j)
+      w[j] = c + j < static_cast<int>(b.n) ? column_of<X>(b.weight, wide, c + j) : T(0);
+  });
 }
 
-// dx of columns c ... under a plain weight, without dsum.
-template <class X, class D, class T, int V>
-__device__ __forceinline__ void finish_plain(const Backward& b, X* row, int c, const Vec<X, V>& x,
-                                             const Vec<D, V>& dy, T r, T coefficient) {
+// dx of columns c ... of row m, where the weight is in pieces; x and dy as Reader and RowView have them. In
+// an order that takes few registers.
+template <class X, class XRow, class DyRow, class T>
+__device__ __forceinline__ void finish_vector(const Backward& b, int64_t m, X* row, int c, const XRow& x,
+                                              const DyRow& dy, T r, T coefficient) {
+  constexpr int V = 16 / sizeof(X);
   T wide[V], out[V], scale[V];
-  widen(x, wide), widen(dy, out);
-  widen(load_inside<X, V>(static_cast<const X*>(b.weight), c), scale);
+  widen(dy.load(c), out);
+  load_scale_inside<X>(b, c, scale);
+  widen(x.load(c), wide);
   dx_in(b, c, wide, out, scale, r, coefficient);
+  if (b.dsum.data) add_to_dx(Reader<X, V>(row_of<X>(b.dsum, m), static_cast<int>(b.n)).load(c), out);
   auto dx = narrowed<X>(out);
   store_pieces(row + c, dx);
 }
 // dx of one column of row m, in any call.
-template <class X, class D>
-__device__ __forceinline__ void finish_one(const Backward& b, int64_t m, X* row, int c, X x, D dy, Acc<X> r,
-                                           Acc<X> coefficient) {
-  using T = Acc<X>;
-  const T wide[1] = {widen(x)};
-  T out[1] = {widen(dy)}, scale[1];
-  scale_by_columns<X>(b, c, scale);
+template <class X, class XRow, class DyRow, class T>
+__device__ __forceinline__ void finish_one(const Backward& b, int64_t m, X* row, int c, const XRow& x,
+                                           const DyRow& dy, T r, T coefficient) {
+  const T wide[1] = {widen(x.column(c))};
+  T out[1] = {widen(dy.column(c))}, scale[1];
+  load_scale_one<X>(b, c, scale);
   dx_in(b, c, wide, out, scale, r, coefficient);
   if (b.dsum.data) out[0] += widen(row_of<X>(b.dsum, m)[c]);
   row[c] = narrow<X>(out[0]);
@@ -72,7 +70,7 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
     const int thread = threadIdx.x % kThreads + (kCluster ? Cluster::rank() * kThreads : 0);
     const int64_t step = (kCluster ? clusters_of(gridDim.x, cluster) : gridDim.x) * kRows;
     const int64_t place = kCluster ? clusters_of(blockIdx.x, cluster) : blockIdx.x;
-    const bool plain = std::is_same_v<X, D> && is_plain_any<X>(b);
+    const bool vectors = weight_in_pieces(b), plain = vectors && is_weight_alone(b);
     RowSum<T, kThreads, kCluster> row_sum(cluster);
     const auto image_x = [&](int stage) {
       return ImageX{kScratchBytes + (stage * kRows + row_in_block) * (ImageX::kBytes + ImageD::kBytes)};
@@ -138,11 +136,9 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
             const auto x_run = x.run(run);
             const auto dy_run = dy.run(run);
             by_pieces<kThreads, V>(
-                dx_row, columns.begin(run), columns.end(run), plain && !b.dsum.data,
-                [&](int c) { finish_plain(b, dx_row, c, x_run.load(c), dy_run.load(c), r, coefficient); },
-                [&](int c) {
-                  finish_one(b, m, dx_row, c, x_run.column(c), dy_run.column(c), r, coefficient);
-                });
+                dx_row, columns.begin(run), columns.end(run), vectors,
+                [&](int c) { finish_vector(b, m, dx_row, c, x_run, dy_run, r, coefficient); },
+                [&](int c) { finish_one(b, m, dx_row, c, x_run, dy_run, r, coefficient); });
           }
         }
         if (ahead) stage = stage == kAhead ? 0 : stage + 1;
@@ -167,7 +163,7 @@ __global__ void __launch_bounds__(kLongThreads, 1) backward_long(Backward b) {
   using T = Acc<X>;
   constexpr int V = 16 / sizeof(X);
   const int n = static_cast<int>(b.n);
-  const bool plain = std::is_same_v<X, D> && is_plain_any<X>(b);
+  const bool vectors = weight_in_pieces(b), plain = vectors && is_weight_alone(b);
   RowSum<T, kLongThreads, false> row_sum(1);
   for (int64_t m = blockIdx.x; m < b.rows; m += gridDim.x) {
     const Reader<X, V> x(row_of<X>(b.x, m), n);
@@ -186,9 +182,8 @@ __global__ void __launch_bounds__(kLongThreads, 1) backward_long(Backward b) {
     const T coefficient = coefficient_of(b, r, row_sum(dot.total()));
     X* const dx_row = static_cast<X*>(b.dx) + m * n;
     by_pieces<kLongThreads, V>(
-        dx_row, 0, n, plain && !b.dsum.data,
-        [&](int c) { finish_plain(b, dx_row, c, x.load(c), dy.load(c), r, coefficient); },
-        [&](int c) { finish_one(b, m, dx_row, c, x.column(c), dy.column(c), r, coefficient); });
+        dx_row, 0, n, vectors, [&](int c) { finish_vector(b, m, dx_row, c, x, dy, r, coefficient); },
+        [&](int c) { finish_one(b, m, dx_row, c, x, dy, r, coefficient); });
   }
 }
 

@@ -8,19 +8,16 @@
 
 namespace fused_rmsnorm::cuda {
 
-// Whether a weight and nothing else is asked for, and it is x's in dtype and alignment: as most calls have
-// it, and what is worth vectors. Other calls go column by column.
-template <class X>
-__device__ __forceinline__ bool is_plain_any(const Forward& f) {
-  return f.weight && starts_piece(f.weight) && f.w_dtype == f.x_dtype && !f.bias && f.weight_offset == 0 &&
-         !f.llama;
+// Whether y is a product of x, r and the scale as in most calls: what is worth vectors. Other calls go
+// column by column.
+template <class X, class Y>
+__device__ __forceinline__ bool by_vectors(const Forward& f) {
+  return std::is_same_v<X, Y> && weight_in_pieces(f) && !f.bias && !f.llama;
 }
 // y of columns c ... in such a call.
 template <class Y, class X, class T, int V>
-__device__ __forceinline__ void finish_plain(const Forward& f, Y* row, int c, const Vec<X, V>& x, T r) {
-  const auto load = [&](T(&scale)[V]) {
-    widen(load_inside<X, V>(static_cast<const X*>(f.weight), c), scale);
-  };
+__device__ __forceinline__ void finish_vector(const Forward& f, Y* row, int c, const Vec<X, V>& x, T r) {
+  const auto load = [&](T(&scale)[V]) { load_scale_inside<X>(f, c, scale); };
   auto y = normalise<Y, true>(f, x, r, load, load);
   store_pieces(row + c, y);
 }
@@ -28,15 +25,10 @@ __device__ __forceinline__ void finish_plain(const Forward& f, Y* row, int c, co
 template <class Y, class X>
 __device__ __forceinline__ void finish_one(const Forward& f, Y* row, int c, X x, Acc<X> r) {
   using T = Acc<X>;
-  const bool wide = f.w_dtype != f.x_dtype;
   T out[1] = {widen(x)};
   normalise_in<X>(
-      f, out, r,
-      [&](T(&scale)[1]) {
-        load_scale(f.weight, f.weight_offset, scale,
-                   [&](T(&w)[1]) { w[0] = column_of<X>(f.weight, wide, c); });
-      },
-      [&](T(&bias)[1]) { bias[0] = column_of<X>(f.bias, wide, c); });
+      f, out, r, [&](T(&scale)[1]) { load_scale_one<X>(f, c, scale); },
+      [&](T(&bias)[1]) { bias[0] = column_of<X>(f.bias, f.w_dtype != f.x_dtype, c); });
   row[c] = narrow<Y>(out[0]);
 }
 
@@ -54,7 +46,7 @@ __global__ void __launch_bounds__(kBlock<kShape>, 1) forward_rows_any(Forward f,
     const int n = columns.n, row_in_block = threadIdx.x / kThreads, thread = threadIdx.x % kThreads;
     const int k = f.k < f.n ? static_cast<int>(f.k) : n + V;  // zeros beyond n need no question
     const int64_t step = int64_t{kCluster ? clusters_of(gridDim.x, cluster) : gridDim.x} * (kRows * kFlight);
-    const bool plain = std::is_same_v<X, Y> && is_plain_any<X>(f);
+    const bool vectors = by_vectors<X, Y>(f);
     RowSum<T, kThreads, kCluster> row_sum(cluster);
 
     for (int64_t base = int64_t{kCluster ? clusters_of(blockIdx.x, cluster) : blockIdx.x} * (kRows * kFlight);
@@ -117,8 +109,8 @@ __global__ void __launch_bounds__(kBlock<kShape>, 1) forward_rows_any(Forward f,
         for (int run = 0; run < kRuns; ++run) {
           const auto in = image(q).row(columns, f.x, m).run(run);
           by_pieces<kThreads, V>(
-              y, columns.begin(run), columns.end(run), plain,
-              [&](int c) { finish_plain(f, y, c, in.load(c), rstd); },
+              y, columns.begin(run), columns.end(run), vectors,
+              [&](int c) { finish_vector(f, y, c, in.load(c), rstd); },
               [&](int c) { finish_one(f, y, c, in.column(c), rstd); });
         }
       }
@@ -135,7 +127,7 @@ __global__ void __launch_bounds__(kLongThreads, 1) forward_long(Forward f) {
   constexpr int V = 16 / sizeof(X);
   using Row = Reader<X, V>;
   const int n = static_cast<int>(f.n), k = static_cast<int>(f.k);
-  const bool adds = f.residual.data, plain = std::is_same_v<X, Y> && is_plain_any<X>(f);
+  const bool adds = f.residual.data, vectors = by_vectors<X, Y>(f);
   RowSum<T, kLongThreads, false> row_sum(1);
   for (int64_t m = blockIdx.x; m < f.rows; m += gridDim.x) {
     Row row(row_of<X>(f.x, m), n);
@@ -158,7 +150,7 @@ __global__ void __launch_bounds__(kLongThreads, 1) forward_long(Forward f) {
     // y over x begins at the same places, and x is read there and nowhere else.
     Y* const y = static_cast<Y*>(f.y) + m * n;
     by_pieces<kLongThreads, V>(
-        y, 0, n, plain, [&](int c) { finish_plain(f, y, c, row.load(c), r); },
+        y, 0, n, vectors, [&](int c) { finish_vector(f, y, c, row.load(c), r); },
         [&](int c) { finish_one(f, y, c, row.column(c), r); });
   }
 }

@@ -71,8 +71,8 @@ def serves_aligned_rows_only(name: str) -> bool:
 
 
 def writes_by_columns(name: str) -> bool:
-    """Of y or dy wider than x: llama mode, whose rows off 16 bytes go column by column."""
-    return bool(re.search(r"(?:rows_any|_long)I(?:13__nv_bfloat16|6__half)f", name))
+    """Of a y wider than x: llama mode, whose rows go column by column."""
+    return bool(re.search(r"forward_(?:rows_any|long)I(?:13__nv_bfloat16|6__half)f", name))
 
 
 def bodies(ptx: str) -> dict[str, str]:
