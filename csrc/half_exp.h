@@ -1,5 +1,6 @@
-// The numbers of exp(-z) / 2, from which both backends make the activations of gates, each with its own
-// operations in the same order: fused multiply-adds give the same bits on every path.
+// The numbers of exp(-z) / 2, from which both backends make the activations of gates (on CUDA of fp32 alone:
+// gate.cuh), each with its own operations in the same order: fused multiply-adds give the same bits on every
+// path.
 //
 // Half of exp(-z), so that no z is large enough for it to overflow while sigmoid(z) is a number:
 //   sigmoid(z) = 0.5 / (0.5 + exp(-z) / 2)

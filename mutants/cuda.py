@@ -123,9 +123,9 @@ _ANY = (
     M("forward_any.cuh", "!f.llama", "true", "rows by vectors, though Llama's rounding is wanted"),
     M(
         "affine.cuh",
-        "if (call.w_dtype != call.x_dtype) {",
-        "if (false) {",
-        "rows by vectors: a wider weight is read as one of x's dtype",
+        "static_cast<const T*>(call.weight)",
+        "static_cast<const T*>(call.weight) + 1",
+        "rows by vectors: of a wider weight the next column is read",
     ),
     M(
         "affine.cuh",
@@ -135,8 +135,8 @@ _ANY = (
     ),
     M(
         "backward_any.cuh",
-        "if (b.dsum.data) add_to_dx",
-        "if (false) add_to_dx",
+        "Reader<X, V>(row_of<X>(b.dsum, m), static_cast<int>(b.n)).load(c)",
+        "Vec<X, V>{}",
         "rows by vectors: the sum's gradient is left out",
     ),
     M("backward_any.cuh", "m += partials", "m += partials + 1", "two passes: rows are left out"),
@@ -179,6 +179,15 @@ _GENERAL = (
         _GENERAL_TESTS,
     ),
     M("gate.cuh", "s + z * sc", "s - z * sc", "the slope of silu has a wrong sign", _GENERAL_TESTS),
+    M("gate.cuh", "z * half_exp::kMinusLog2E", "z * -1.4427f", "e is a little off", ("gates f32",)),
+    M("gate.cuh", "finite * s * s", "finite * s", "the slope lacks a factor", ("gates f32",)),
+    M(
+        "gate.cuh",
+        "e > half_exp::kMostFactor ? half_exp::kMostFactor : e",
+        "e",
+        "the slope where exp(-z) is infinite is not 0",
+        ("gates f32",),
+    ),
     M("gate.cuh", "Activation{s, sc}", "Activation{z * s, sc}", "sigmoid is silu", _GENERAL_TESTS),
     M(
         "gate.cuh",

@@ -26,18 +26,23 @@ __device__ __forceinline__ void scale_any(const Backward& b, bool plain, int c, 
   });
 }
 
-// dx of columns c ... of row m, where the weight is in pieces; x and dy as Reader and RowView have them. In
-// an order that takes few registers.
-template <class X, class XRow, class DyRow, class T>
+// dx of columns c ... of row m, where the weight is in pieces; x and dy as Reader and RowView have them.
+// kPlain: there is that weight and nothing else. In an order that takes few registers.
+template <bool kPlain = false, class X, class XRow, class DyRow, class T>
 __device__ __forceinline__ void finish_vector(const Backward& b, int64_t m, X* row, int c, const XRow& x,
                                               const DyRow& dy, T r, T coefficient) {
   constexpr int V = 16 / sizeof(X);
   T wide[V], out[V], scale[V];
   widen(dy.load(c), out);
-  load_scale_inside<X>(b, c, scale);
+  if constexpr (kPlain) {
+    widen(load_inside<X, V>(static_cast<const X*>(b.weight), c), scale);
+  } else {
+    load_scale_inside<X>(b, c, scale);
+  }
   widen(x.load(c), wide);
   dx_in(b, c, wide, out, scale, r, coefficient);
-  if (b.dsum.data) add_to_dx(Reader<X, V>(row_of<X>(b.dsum, m), static_cast<int>(b.n)).load(c), out);
+  if (!kPlain && b.dsum.data)
+    add_to_dx(Reader<X, V>(row_of<X>(b.dsum, m), static_cast<int>(b.n)).load(c), out);
   auto dx = narrowed<X>(out);
   store_pieces(row + c, dx);
 }
@@ -135,10 +140,14 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
           for (int run = 0; run < kRuns; ++run) {
             const auto x_run = x.run(run);
             const auto dy_run = dy.run(run);
-            by_pieces<kThreads, V>(
-                dx_row, columns.begin(run), columns.end(run), vectors,
-                [&](int c) { finish_vector(b, m, dx_row, c, x_run, dy_run, r, coefficient); },
-                [&](int c) { finish_one(b, m, dx_row, c, x_run, dy_run, r, coefficient); });
+            settled(plain && !b.dsum.data, [&](auto is_plain) {
+              by_pieces<kThreads, V>(
+                  dx_row, columns.begin(run), columns.end(run), vectors,
+                  [&](int c) {
+                    finish_vector<decltype(is_plain)::value>(b, m, dx_row, c, x_run, dy_run, r, coefficient);
+                  },
+                  [&](int c) { finish_one(b, m, dx_row, c, x_run, dy_run, r, coefficient); });
+            });
           }
         }
         if (ahead) stage = stage == kAhead ? 0 : stage + 1;
@@ -181,9 +190,12 @@ __global__ void __launch_bounds__(kLongThreads, 1) backward_long(Backward b) {
     }
     const T coefficient = coefficient_of(b, r, row_sum(dot.total()));
     X* const dx_row = static_cast<X*>(b.dx) + m * n;
-    by_pieces<kLongThreads, V>(
-        dx_row, 0, n, vectors, [&](int c) { finish_vector(b, m, dx_row, c, x, dy, r, coefficient); },
-        [&](int c) { finish_one(b, m, dx_row, c, x, dy, r, coefficient); });
+    settled(plain && !b.dsum.data, [&](auto is_plain) {
+      by_pieces<kLongThreads, V>(
+          dx_row, 0, n, vectors,
+          [&](int c) { finish_vector<decltype(is_plain)::value>(b, m, dx_row, c, x, dy, r, coefficient); },
+          [&](int c) { finish_one(b, m, dx_row, c, x, dy, r, coefficient); });
+    });
   }
 }
 

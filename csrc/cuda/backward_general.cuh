@@ -5,8 +5,8 @@
 // Each row of the weight has blocks of its own, which take its rows in turn and sum its dw and db in
 // registers: a partial for each block, added in order by finalize.cuh. Without a gate, if dy has x's dtype, a
 // row is read once. Else it is read twice, the second time from the caches: there are no registers left to
-// keep it in. What the gate's exponential gives is kept in shared memory: it costs more instructions than the
-// rest of a reading.
+// keep it in. What the gate's exponential gives is kept in shared memory: to compute it again takes several
+// times as many instructions, of fp32 more than the rest of a reading.
 #pragma once
 #include "backward_any.cuh"
 #include "gate.cuh"
@@ -80,8 +80,8 @@ class GeneralBackward {
 #pragma unroll
     for (int piece = 0; piece < V / 4; ++piece) {
       Vec<float, 4> value, slope;
-      activate({gate[4 * piece], gate[4 * piece + 1], gate[4 * piece + 2], gate[4 * piece + 3]}, b_.sigmoid,
-               value.v, slope.v);
+      activate<X>({gate[4 * piece], gate[4 * piece + 1], gate[4 * piece + 2], gate[4 * piece + 3]},
+                  b_.sigmoid, value.v, slope.v);
       take(piece, value, slope);
     }
   }

@@ -50,14 +50,23 @@ __device__ __forceinline__ int64_t divided(int64_t a, int64_t b) {
 #endif
 }
 
-// 1 / v, of a normal result: by a GPU to one unit in the last place.
+// 1 / v and 2^v, of normal results, each an instruction: to one unit in the last place, and to 2^-22 of it.
 __device__ __forceinline__ float nearly_inverse(float v) {
 #if defined(__CUDACC__)
   float result;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
   return result;
 #else
-  return 1.0f / v;
+  return simt::nearly_inverse(v);
+#endif
+}
+__device__ __forceinline__ float nearly_exp2(float v) {
+#if defined(__CUDACC__)
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+  return result;
+#else
+  return simt::nearly_exp2(v);
 #endif
 }
 

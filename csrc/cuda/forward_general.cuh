@@ -74,7 +74,7 @@ class GeneralForward {
     if constexpr (sizeof(X) < 8) {
       T gate[V], value[V];
       widen(in.other, gate);
-      activate(gate, f_.sigmoid, value);
+      activate<X>(gate, f_.sigmoid, value);
 #pragma unroll
       for (int j = 0; j < V; ++j) v[j] *= value[j];
     }

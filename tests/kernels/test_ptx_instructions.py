@@ -211,6 +211,9 @@ OF_FLOATS: dict[str, Callable[[float, float], float]] = {
     "rcp.approx.ftz.f32 %f3, %f2": (
         lambda a, b: np.nextafter(np.float32(1) / np.float32(b), np.float32(0))
     ),
+    "ex2.approx.ftz.f32 %f3, %f1": (
+        lambda a, b: np.nextafter(np.float32(np.exp2(np.float64(np.float32(a)))), np.float32(0))
+    ),
     "neg.f32 %f3, %f1": lambda a, b: -np.float32(a),
     "abs.f32 %f3, %f2": lambda a, b: np.abs(np.float32(b)),
     "setp.lt.f32 %p1, %f1, %f2; selp.f32 %f3, %f1, %f2, %p1": lambda a, b: a if a < b else b,
@@ -237,6 +240,20 @@ def test_approximate_reciprocal() -> None:
     ends = np.array([2.0**127, -(2.0**127), 1e-39, 0, np.inf], np.float32)
     with np.errstate(divide="ignore"):
         assert arithmetic.nearly_inverse(ends).tolist() == [0, 0, np.inf, np.inf, 0]
+
+
+def test_approximate_power() -> None:
+    """One unit below the rounded power, and within what PTX says; subnormals are flushed."""
+    a = np.linspace(-125.9, 127.9, 100_001).astype(np.float32)
+    near, exact = arithmetic.nearly_exp2(a), np.exp2(a.astype(np.float64))
+    np.testing.assert_array_equal(near, np.nextafter(exact.astype(np.float32), np.float32(0)))
+    assert (np.abs(near / exact - 1) <= 2.0**-22).all()
+    ends = np.array([0, 1e-39, -126.5, -1000, 128, np.inf, -np.inf, np.nan], np.float32)
+    below_one = float(np.nextafter(np.float32(1), np.float32(0)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        got = arithmetic.nearly_exp2(ends).tolist()
+    assert got[:7] == [below_one, below_one, 0, 0, np.inf, np.inf, 0]
+    assert math.isnan(got[7])
 
 
 @pytest.mark.parametrize("text", OF_FLOATS)
@@ -296,7 +313,7 @@ def test_divergent_threads_meet_again() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "ex2.approx.ftz.f32 %f1, %f2",
+        "lg2.approx.ftz.f32 %f1, %f2",
         "fma.rz.f32 %f1, %f2, %f3, %f4",
         "mul.f16 %h1, %h2, %h3",
         "mad.f32 %f1, %f2, %f3, %f4",

@@ -107,6 +107,16 @@ def nearly_inverse(a: Array) -> Array:
     return np.where(np.abs(near) < tiny, near * F32(0), near)
 
 
+def nearly_exp2(a: Array) -> Array:
+    """ex2.approx.ftz.f32: 2^a, here one unit in the last place below the rounded power. PTX allows
+    2^-22 of it, which is one to two units."""
+    tiny = F32(2.0**-126)
+    exact = np.exp2(np.where(np.abs(a) < tiny, a * F32(0), a).astype(np.float64)).astype(F32)
+    off = np.isfinite(exact) & (exact > tiny)
+    near = (exact.view(U32) - off.astype(U32)).view(F32)
+    return np.where(np.abs(near) < tiny, near * F32(0), near)
+
+
 def multiply_high(a: Array, b: Array) -> Array:
     """The upper half of the product of two 32-bit or 64-bit integers."""
     bits = 8 * a.dtype.itemsize

@@ -7,13 +7,13 @@ _CLASS = {
     **{"bar": "barrier", "barrier": "barrier", "bra": "branch", "ret": "branch", "exit": "branch"},
     **{"setp": "predicate", "selp": "select", "cvt": "convert", "mov": "move", "cvta": "move"},
     **{"griddepcontrol": "barrier", "div": "division", "rem": "division"},
-    **{"rcp": "division", "sqrt": "division"},
+    **{"rcp": "division", "sqrt": "division", "ex2": "exponential"},
 }
 
 
 def of(i: Instruction) -> str:
     """Its class: load.global, load.shared, store.global, store.shared, cp.async, shuffle, barrier,
-    float, convert, integer, predicate, select, branch, division, move or param."""
+    float, convert, integer, predicate, select, branch, division, exponential, move or param."""
     if i.opcode in ("ld", "st"):
         if "param" in i.modifiers:
             return "param"  # an operand of who uses it, from constant memory

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cases import Case
-from .kernels import decode, encode
+from .kernels import SIZE, decode, encode
 
 Array = NDArray[Any]
 _STORED = {"bf16": (7, -133), "f16": (10, -24), "f32": (23, -149), "f64": (52, -1074)}
@@ -56,7 +56,13 @@ def stored(value: Array, error: Array, dtype: str) -> Want:
     return Want(value, error + half_spacing(np.abs(value) + error, dtype))
 
 
-_ACTIVATION = 7  # roundings of an activation and of the product with it
+def gate_error(case: Case, z: Array) -> float:
+    """Of an activation and the product with it, relative. 7 roundings; of 16-bit numbers more, by a
+    power of two that is good to 2^-22, by its argument, and by a reciprocal (gate.cuh)."""
+    quick = SIZE[case.x] == 2
+    largest = np.abs(z[~np.isnan(z)]).max(initial=0)
+    more = 8 + 1.25 * min(float(largest), 87.0) if quick else 0
+    return (7 + more) * unit(case)
 
 
 def activation(case: Case, z: Array) -> tuple[Array, Array, Array]:
@@ -106,12 +112,13 @@ def forward(case: Case, plan: Mapping[str, int], given: Mapping[str, Array]) -> 
     c, u, want = case, unit(case), {}
     h, h_error = given["x"], 0.0
     act = activation(c, given["z"])[0] if c.gate else np.ones(1)
+    of_gate = gate_error(c, given["z"]) if c.gate else 0.0
     if c.residual:
         total = h + given["residual"]
         h = rounded(total if c.x == "f64" else single(total), c.x)
         want["sum"] = Want(h, 0.0)
     if c.gate == "first":
-        h, h_error = h * act, _ACTIVATION * u
+        h, h_error = h * act, of_gate
     r = 1 / np.sqrt((h[:, : c.columns] ** 2).sum(1, keepdims=True) / c.columns + 1e-6)
     r_error = depth(c, plan) * u / 2 + 4 * u + h_error
     if c.rstd:
@@ -119,7 +126,7 @@ def forward(case: Case, plan: Mapping[str, int], given: Mapping[str, Array]) -> 
     y, error = affine(c, h * r, np.abs(h * r) * (r_error + h_error + u), given)
     if c.gate == "last":
         error = error * np.abs(act) + underflow(c, given["z"], y)
-        y, error = y * act, error + _ACTIVATION * u * np.abs(y * act)
+        y, error = y * act, error + of_gate * np.abs(y * act)
     want["y"] = stored(y, error, c.y)
     return want
 
@@ -132,7 +139,7 @@ def backward(case: Case, plan: Mapping[str, int], given: Mapping[str, Array]) ->
     scale = given["weight"] + c.offset if c.weight else np.ones(c.n)
     size = np.abs(given["weight"]) + abs(c.offset) if c.weight else np.ones(c.n)
     act, slope, slope_size = activation(c, given["z"]) if c.gate else (np.ones(1),) * 3
-    gate_error = _ACTIVATION * u if c.gate else 0.0  # relative, of what the gate multiplies
+    of_gate = gate_error(c, given["z"]) if c.gate else 0.0
     v = x * act if c.gate == "first" else x  # what is normalised, under the gradient g
     g = dy * act if c.gate == "last" else dy
     if c.dx:
@@ -140,15 +147,15 @@ def backward(case: Case, plan: Mapping[str, int], given: Mapping[str, Array]) ->
         inside = np.arange(c.n) < c.columns
         dot = (g * scale * v).sum(1, keepdims=True)
         dot_error = (np.abs(g * v) * size).sum(1, keepdims=True)
-        dot_error = dot_error * ((depth(c, plan) + 4) * u + gate_error)
+        dot_error = dot_error * ((depth(c, plan) + 4) * u + of_gate)
         pull = np.where(inside, v * r * r * dot / c.columns, 0)
         error = r * np.where(inside, np.abs(v) * r * r * dot_error / c.columns, 0)
-        error += (7 * u + gate_error) * r * (np.abs(pull) + np.abs(g) * size)
+        error += (7 * u + of_gate) * r * (np.abs(pull) + np.abs(g) * size)
         error += 2 * u * np.abs(extra)
         if c.gate:
             error += underflow(c, given["z"], dy, size, r)
         dx = r * (g * scale - pull) + extra
-        slope_error = (_ACTIVATION + 2) * u * slope_size
+        slope_error = (of_gate + 2 * u) * slope_size
         if c.gate == "last":
             norm, off = affine(c, x * r, np.abs(x * r) * u, given)
             off = np.abs(dy) * (off * np.abs(slope) + np.abs(norm) * (slope_error + 3 * u))
@@ -158,15 +165,15 @@ def backward(case: Case, plan: Mapping[str, int], given: Mapping[str, Array]) ->
             off = np.abs(x) * (error * np.abs(slope) + np.abs(dx) * (slope_error + 3 * u))
             off = off + underflow(c, given["z"], dx, x)
             want["dz"] = stored(dx * x * slope, off, c.x)
-            dx, error = dx * act, error * np.abs(act) + _ACTIVATION * u * np.abs(dx * act)
+            dx, error = dx * act, error * np.abs(act) + of_gate * np.abs(dx * act)
         want["dx"] = stored(dx, error, c.x)
     xr, slack = v * r, np.zeros(1)
     if c.llama:
-        xr, off = between(xr, np.abs(xr) * (u + gate_error), c.x)
+        xr, off = between(xr, np.abs(xr) * (u + of_gate), c.x)
         slack = np.abs(g * off)
     for name, on, terms, more in (("dw", c.dw, g * xr, slack), ("db", c.db, g, np.zeros(1))):
         if on:
             by_row = np.arange(c.weight_rows)[:, None] == c.weight_row  # of the weight
-            error = (c.rows + 4) * u * np.abs(terms) + gate_error * np.abs(terms) + more
+            error = (c.rows + 4) * u * np.abs(terms) + of_gate * np.abs(terms) + more
             want[name] = stored(by_row @ terms, by_row @ error, c.w)
     return want

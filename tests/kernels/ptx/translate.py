@@ -14,6 +14,7 @@ from . import arithmetic
 from .isa import DTYPE, SHARED_BASE, SHARED_WINDOW, SPECIAL, WIDTH, Unsupported
 from .parse import Entry, Instruction, Operand
 
+_NEARLY = {"rcp": "nearly_inverse", "ex2": "nearly_exp2"}  # .approx.ftz
 _KNOWN = {*WIDTH, "rn", "lo", "hi", "wide"}
 # Of loads and stores; none changes what is read or written here.
 _HINTS = re.compile(r"(?:L1|L2)::\w+|nc|wb|cg|ca|cs|lu|cv|wt|weak|volatile")
@@ -141,8 +142,8 @@ class Translator:
 
     # ---------------------------------------------------------------- arithmetic
     def plain(self, i: Instruction) -> list[str]:
-        if i.opcode == "rcp" and i.modifiers[:2] == ["approx", "ftz"] and i.type == "f32":
-            value = f"fp.nearly_inverse({self.get(i.operands[1], 'f32')})"
+        if i.opcode in _NEARLY and i.modifiers[:2] == ["approx", "ftz"] and i.type == "f32":
+            value = f"fp.{_NEARLY[i.opcode]}({self.get(i.operands[1], 'f32')})"
             return self.put(i, i.operands[0], value, "f32")
         if not set(i.modifiers) <= _KNOWN:
             raise Unsupported("a modifier")

@@ -67,6 +67,20 @@ T exchange(unsigned mask, T value, int source, int line) {
   return result;
 }
 
+// The processor's approximations, further off than the ones of any: by one unit in the last place. The same
+// as those of tests/kernels/ptx/arithmetic.py.
+inline float off_by_one(float exact, bool off) {
+  constexpr float kTiny = 0x1p-126f;
+  if (off && std::isfinite(exact) && std::fabs(exact) > kTiny) exact = std::nextafter(exact, 0.0f);
+  return std::fabs(exact) < kTiny ? std::copysign(0.0f, exact) : exact;
+}
+inline float nearly_inverse(float v) {
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  return off_by_one(1.0f / v, ~bits & 0x7fffff);
+}
+inline float nearly_exp2(float v) { return off_by_one(static_cast<float>(std::exp2(double{v})), true); }
+
 }  // namespace simt
 
 // The line of the caller tells one barrier from another.
