@@ -181,7 +181,7 @@ BY_RUNNING = {
     NoisyInTraining: "it runs randn_like|it runs normal|it runs",
     FunctionalDropout: "it runs",
     OnlyWithoutGradients: "depends on the shape of its input or on its mode",
-    ForShortSequences: "input's shape",
+    ForShortSequences: "it runs slice",
     ForManyRows: "depends on the shape of its input or on its mode",
     Clamped: "it runs clamp, which is no part of a norm",
     BranchOnValues: "it runs abs|raises",
