@@ -24,6 +24,10 @@ CompileMode = Literal["opaque", "fuse"]
 STAND_INS: dict[type[RMSNorm], type[RMSNorm]] = {}
 
 
+def _set_eps(norm: RMSNorm, eps: float | None) -> None:
+    norm.eps = eps
+
+
 def _largest(dtype: torch.dtype | None) -> float:
     return torch.finfo(dtype or torch.get_default_dtype()).max
 
@@ -59,6 +63,9 @@ class RMSNorm(nn.RMSNorm):
 
     bias: nn.Parameter | None
     group_size: int | None = None
+    # Names that models have for eps: a norm that was swapped is read and changed by its old one.
+    variance_epsilon = epsilon = norm_eps = property(lambda norm: norm.eps, _set_eps)
+    __jit_unused_properties__ = ("variance_epsilon", "epsilon", "norm_eps")
 
     def __init__(
         self,
