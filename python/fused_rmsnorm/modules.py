@@ -127,13 +127,13 @@ class RMSNorm(nn.RMSNorm):
         if bias is not None:
             nn.init.zeros_(bias)
 
-    def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, Tensor) and input.is_nested:
-            return of_each_sequence(self.forward, input)
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Tensor) and x.is_nested:
+            return of_each_sequence(self.forward, x)
         fuse = self.compile_mode == "fuse" and torch.compiler.is_compiling()
         norm = functional.composite_rms_norm if fuse else functional.rms_norm
         return norm(
-            input,
+            x,
             self.normalized_shape,
             self.weight,
             self.eps,

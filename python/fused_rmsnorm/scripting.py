@@ -30,13 +30,13 @@ class ScriptableRMSNorm(RMSNorm):
     p: Optional[float]  # noqa: UP045
     weight_offset: float
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
-            return super().forward(input)
+            return super().forward(x)
         weight, bias = self.weight, self.bias
         dims, group_size = len(self.normalized_shape), self.group_size
         y = ops.rms_norm(
-            _rows(input, dims, group_size),
+            _rows(x, dims, group_size),
             None if weight is None else _rows(weight, dims, group_size),
             None if bias is None else _rows(bias, dims, group_size),
             self.eps,
@@ -44,7 +44,7 @@ class ScriptableRMSNorm(RMSNorm):
             self.weight_offset,
             self.casting_mode,
         )
-        return y.view(input.shape)
+        return y.view(x.shape)
 
 
 class ScriptableAddRMSNorm(AddRMSNorm):

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import inspect
 import pickle
 
 import pytest
@@ -83,6 +84,14 @@ def test_state_dict_both_ways(bias, affine):
         assert torch.equal(twin.bias, ours.bias)
         missing, unexpected = ours.load_state_dict(native.state_dict(), strict=False)
         assert (missing, unexpected) == (["bias"], [])
+
+
+def test_forward_takes_the_name_of_torch():
+    """torch.nn.RMSNorm calls its input x, unlike torch.nn.LayerNorm."""
+    names = [list(inspect.signature(c.forward).parameters) for c in (RMSNorm, torch.nn.RMSNorm)]
+    assert names[0] == names[1]
+    x = torch.randn(3, 8)
+    assert torch.equal(RMSNorm(8)(x=x), RMSNorm(8)(x))
 
 
 def test_repr():

@@ -42,7 +42,7 @@ def test_aoti_package_runs_in_cpp(example: Path, tmp_path: Path) -> None:
     rows = torch.export.Dim("rows", max=1024)
     with torch.no_grad():
         exported = torch.export.export(
-            norm, (torch.randn(3, 48),), dynamic_shapes={"input": {0: rows}}
+            norm, (torch.randn(3, 48),), dynamic_shapes={"x": {0: rows}}
         )
     package = torch._inductor.aoti_compile_and_package(
         exported, package_path=str(tmp_path / "norm.pt2")

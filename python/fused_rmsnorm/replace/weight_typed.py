@@ -17,17 +17,15 @@ __all__ = ["WeightTypedRMSNorm"]
 class WeightTypedRMSNorm(RMSNorm):
     """T5's rule: x * r is rounded if the weight is of a half type, and to that type."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, Tensor) and input.is_nested:
-            return of_each_sequence(self.forward, input)
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Tensor) and x.is_nested:
+            return of_each_sequence(self.forward, x)
         weight_type = self.weight.dtype
         half = weight_type in (torch.float16, torch.bfloat16)
-        if input.dtype == weight_type or not half:
-            return super().forward(input.to(torch.promote_types(input.dtype, weight_type)))
+        if x.dtype == weight_type or not half:
+            return super().forward(x.to(torch.promote_types(x.dtype, weight_type)))
         shape = tuple(self.normalized_shape)
-        return (
-            functional.rms_norm(input.float(), shape, None, self.eps).to(weight_type) * self.weight
-        )
+        return functional.rms_norm(x.float(), shape, None, self.eps).to(weight_type) * self.weight
 
 
 class ScriptableWeightTypedRMSNorm(WeightTypedRMSNorm):
@@ -37,17 +35,17 @@ class ScriptableWeightTypedRMSNorm(WeightTypedRMSNorm):
     bias: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
     weight_offset: float
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
-            return super().forward(input)
+            return super().forward(x)
         weight = self.weight
         half = weight.dtype == torch.float16 or weight.dtype == torch.bfloat16
-        if input.dtype == weight.dtype or not half:
-            x = input.to(torch.promote_types(input.dtype, weight.dtype))
+        if x.dtype == weight.dtype or not half:
+            wide = x.to(torch.promote_types(x.dtype, weight.dtype))
             return ops.rms_norm(
-                x, weight, self.bias, self.eps, None, self.weight_offset, self.casting_mode
+                wide, weight, self.bias, self.eps, None, self.weight_offset, self.casting_mode
             )
-        h = ops.rms_norm(input.float(), None, None, self.eps, None, 0.0, "torch")
+        h = ops.rms_norm(x.float(), None, None, self.eps, None, 0.0, "torch")
         return h.to(weight.dtype) * weight
 
 
