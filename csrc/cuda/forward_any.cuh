@@ -8,7 +8,7 @@
 
 namespace fused_rmsnorm::cuda {
 
-// Whether y is a product of x, r and the scale as in most calls: what is worth vectors. Other calls go
+// Whether y is the product of x, r and a scale, as in most calls: what is worth vectors. Other calls go
 // column by column.
 template <class X, class Y>
 __device__ __forceinline__ bool by_vectors(const Forward& f) {
