@@ -41,9 +41,7 @@ def test_aoti_package_runs_in_cpp(example: Path, tmp_path: Path) -> None:
     norm = fused_rmsnorm.RMSNorm(48, eps=1e-6)
     rows = torch.export.Dim("rows", max=1024)
     with torch.no_grad():
-        exported = torch.export.export(
-            norm, (torch.randn(3, 48),), dynamic_shapes={"x": {0: rows}}
-        )
+        exported = torch.export.export(norm, (torch.randn(3, 48),), dynamic_shapes={"x": {0: rows}})
     package = torch._inductor.aoti_compile_and_package(
         exported, package_path=str(tmp_path / "norm.pt2")
     )
