@@ -6,6 +6,7 @@ from . import Mutant as M
 _MODULES = "tests/modules/test_modules.py"
 _RULE = "tests/replace/test_replace_rule.py"
 _REPLACE = "tests/replace/test_replace.py"
+_DISGUISED = "tests/replace/test_replace_disguised.py"
 _WRAPPERS = "tests/replace/test_replace_wrappers.py"
 _ONNX = "tests/export/test_onnx.py"
 
@@ -83,6 +84,34 @@ PYTHON = Layer(
             "if False:",
             "a branch on the shape or the mode is overlooked",
             (_RULE,),
+        ),
+        M(
+            "replace/operations.py",
+            'f"{name} of {read} with {_constants(func, args, kwargs)}"',
+            'f"{name} of {read}"',
+            "a branch between two constants is overlooked",
+            (_DISGUISED,),
+        ),
+        M(
+            "replace/modes.py",
+            '_autocast(mode == "autocast")',
+            "_autocast(False)",
+            "a norm is not asked what it does under autocast",
+            (_DISGUISED,),
+        ),
+        M(
+            "replace/probes.py",
+            "return x, w * signs",
+            "return x, w",
+            "no norm is tried with negative weights",
+            (_DISGUISED,),
+        ),
+        M(
+            "replace/probes.py",
+            "turned = off <= atol + 4 * step * size",
+            "turned = off >= 0",
+            "a few numbers may be far off",
+            (_DISGUISED,),
         ),
         M(
             "replace/probes.py",
