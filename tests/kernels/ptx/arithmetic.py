@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 F32, F64 = np.float32, np.float64
 U16, U32, U64, I64 = np.uint16, np.uint32, np.uint64, np.int64
 Array = NDArray[Any]
+_TINY = F32(2.0**-126)  # the least normal number of fp32
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
@@ -93,28 +94,31 @@ def remainder(a: Array, b: Array) -> Array:
     return np.where(b == 0, a, a - divide(a, b) * b)
 
 
+def _flushed(a: Array) -> Array:
+    """What is below the normal numbers is a zero of the same sign."""
+    return np.where(np.abs(a) < _TINY, a * F32(0), a)
+
+
+def _one_below(exact: Array, off: Array) -> Array:
+    """Where `off`, and if normal, nearer to zero by one unit in the last place."""
+    off = off & np.isfinite(exact) & (np.abs(exact) > _TINY)
+    return _flushed((exact.view(U32) - off.astype(U32)).view(F32))
+
+
 def nearly_inverse(a: Array) -> Array:
     """rcp.approx.ftz.f32: 1 / a, here as far below it as PTX allows (one unit in the last place),
     so that nothing can rely on more. Except of 2^n (2 - 2^-23): from there one step of Newton's
     does not reach the rounded quotient, and devices, whose own divisions take that step, are
     nearer."""
-    tiny = F32(2.0**-126)
-    exact = F32(1) / np.where(np.abs(a) < tiny, a * F32(0), a)
-    bits = exact.view(U32)
     last = a.view(U32) & U32(0x7FFFFF) == U32(0x7FFFFF)
-    off = np.isfinite(exact) & (np.abs(exact) > tiny) & ~last
-    near = (bits - off.astype(U32)).view(F32)
-    return np.where(np.abs(near) < tiny, near * F32(0), near)
+    return _one_below(F32(1) / _flushed(a), ~last)
 
 
 def nearly_exp2(a: Array) -> Array:
     """ex2.approx.ftz.f32: 2^a, here one unit in the last place below the rounded power. PTX allows
     2^-22 of it, which is one to two units."""
-    tiny = F32(2.0**-126)
-    exact = np.exp2(np.where(np.abs(a) < tiny, a * F32(0), a).astype(np.float64)).astype(F32)
-    off = np.isfinite(exact) & (exact > tiny)
-    near = (exact.view(U32) - off.astype(U32)).view(F32)
-    return np.where(np.abs(near) < tiny, near * F32(0), near)
+    exact = np.exp2(_flushed(a).astype(np.float64)).astype(F32)
+    return _one_below(exact, np.ones(a.shape, bool))
 
 
 def multiply_high(a: Array, b: Array) -> Array:

@@ -68,7 +68,7 @@ T exchange(unsigned mask, T value, int source, int line) {
 }
 
 // The processor's approximations, further off than the ones of any: by one unit in the last place. The same
-// as those of tests/kernels/ptx/arithmetic.py.
+// as those of tests/kernels/ptx/arithmetic.py, for what the kernels give them.
 inline float off_by_one(float exact, bool off) {
   constexpr float kTiny = 0x1p-126f;
   if (off && std::isfinite(exact) && std::fabs(exact) > kTiny) exact = std::nextafter(exact, 0.0f);
