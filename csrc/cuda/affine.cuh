@@ -72,15 +72,15 @@ __device__ __forceinline__ void load_scale_inside(const Call& call, int c, T (&s
 }
 
 // The norm of columns of which `out` holds x * r; load_scale and load_bias fill their argument. For the
-// forward's y, and for the backward of a gate that multiplies it.
-template <class X, class Call, class T, int V, class LoadScale, class LoadBias>
-__device__ __forceinline__ void apply_weight(const Call& call, T (&out)[V], LoadScale load_scale,
+// forward's y, and for the backward of a gate that multiplies it. kAlone: there is a weight and no bias.
+template <class X, bool kAlone = false, class Call, class T, int V, class LoadScale, class LoadBias>
+__device__ __forceinline__ void apply_weight(const Call& call, bool llama, T (&out)[V], LoadScale load_scale,
                                              LoadBias load_bias) {
-  if (sizeof(X) < sizeof(T) && call.llama) round_to<X>(out);
-  if (call.weight) {
+  if (sizeof(X) < sizeof(T) && llama) round_to<X>(out);
+  if (kAlone || call.weight) {
     T scale[V];
     load_scale(scale);
-    if (call.bias) {
+    if (!kAlone && call.bias) {
       T bias[V];
       load_bias(bias);
 #pragma unroll

@@ -75,14 +75,14 @@ const char* launch_general(const Backward& b, const Plan& p, void* stream) {
     const Launch how{"backward_general", parts * b.weight_rows, p.threads * p.rows_per_block, p.shared_bytes,
                      1};
     constexpr int kThreads = decltype(threads)::value, kItems = decltype(items)::value;
-    const auto run = [&](auto once) {
-      return launch<backward_general<X, decltype(once)::value, kThreads, kItems>>(
+    const auto run = [&](auto form) {
+      return launch<backward_general<X, decltype(form)::value, kThreads, kItems>>(
           how, stream, b, weight_rows_of(b), parts, is_aligned(b, p));
     };
     if constexpr (kMayBeGated<X>) {
-      if (b.gate != Gate::none || b.dy_dtype != b.x_dtype) return run(std::false_type{});
+      if (is_usual(b, p)) return with_usual_form(b.gate, run);
     }
-    return run(std::true_type{});
+    return run(FormType<Form::any>{});
   });
 }
 

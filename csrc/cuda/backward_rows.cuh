@@ -35,14 +35,14 @@ __device__ __forceinline__ void add_to_dw(const Backward& b, const T (&x)[V], co
   for (int j = 0; j < V; ++j) dw[j] = multiply_add(dy[j], normalised[j], dw[j]);
 }
 
-// dx of columns c ... before dsum is added and it is rounded; out holds dy.
-template <class T, int V>
+// dx of columns c ... before dsum is added and it is rounded; out holds dy. kAll: k is n.
+template <bool kAll = false, class T, int V>
 __device__ __forceinline__ void dx_in(const Backward& b, int c, const T (&x)[V], T (&out)[V],
                                       const T (&scale)[V], T r, T coefficient) {
   const int k = static_cast<int>(b.k);
 #pragma unroll
   for (int j = 0; j < V; ++j) out[j] *= scale[j];
-  if (c + V <= k) {
+  if (kAll || c + V <= k) {
 #pragma unroll
     for (int j = 0; j < V; ++j) out[j] = multiply_add(-x[j], coefficient, out[j]);
   } else {
@@ -252,11 +252,15 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
         dot = row_sum(dot);
         if (live && b.dx) {
           const T coefficient = coefficient_of(b, r, dot);
-          if (plain && !b.dsum.data) {
-            put_dx(std::true_type{}, std::false_type{}, m, stage, r, coefficient);
+          const auto put = [&](auto is_plain, auto may_add) {
+            put_dx(is_plain, may_add, m, stage, r, coefficient);
+          };
+          if (scale.is_plain() && !b.dsum.data) {
+            put(std::true_type{}, std::false_type{});
+          } else if constexpr (RowScale::kHeld) {
+            put(std::true_type{}, std::true_type{});
           } else {
-            settled(plain,
-                    [&](auto is_plain) { put_dx(is_plain, std::true_type{}, m, stage, r, coefficient); });
+            settled(scale.is_plain(), [&](auto is_plain) { put(is_plain, std::true_type{}); });
           }
         }
         if (ahead) stage = stage == kAhead ? 0 : stage + 1;

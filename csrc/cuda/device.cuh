@@ -75,6 +75,7 @@ template <class T>
 __device__ __forceinline__ T* pinned(T* p) {
 #if defined(__CUDACC__)
   asm("" : "+l"(p));
+  __builtin_assume(__isGlobal(p));
 #endif
   return p;
 }
@@ -163,6 +164,7 @@ cudaError_t allow_shared(int bytes) {
 
 template <auto kKernel, class... Args>
 const char* launch(const Launch& l, void* stream, const Args&... args) {
+  if (l.blocks > kMaxBlocks) return message(l, cudaErrorInvalidConfiguration);  // 32 bits would hide it
 #if defined(__CUDACC__)
   if (const auto error = allow_shared<kKernel>(l.shared_bytes); error != cudaSuccess)
     return message(l, error);

@@ -51,8 +51,15 @@ const char* launch_forward_general(const Forward& f, const Plan& p, void* stream
   return with_general_shape<X>(p, [&](auto threads, auto items) {
     const Launch how{"forward_general", std::min(ceil_div(f.rows, p.rows_per_block), p.max_grid),
                      p.threads * p.rows_per_block, p.shared_bytes, 1};
-    return launch<forward_general<X, decltype(threads)::value, decltype(items)::value>>(how, stream, f,
-                                                                                        weights, aligned);
+    const auto run = [&](auto form) {
+      return launch<
+          forward_general<X, decltype(form)::value, decltype(threads)::value, decltype(items)::value>>(
+          how, stream, f, weights, aligned);
+    };
+    if constexpr (kMayBeGated<X>) {
+      if (is_usual(f, p)) return with_usual_form(f.gate, run);
+    }
+    return run(FormType<Form::any>{});
   });
 }
 

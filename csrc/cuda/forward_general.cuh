@@ -1,6 +1,7 @@
 // The forward of calls that the kernels of plain rows do not take: with a weight of several rows, or a gate
-// before or after the norm. One kernel per shape of a row serves rows of any alignment, every kind of gate
-// and the fused add: these are branches that all threads take alike, outside of the loops over elements.
+// before or after the norm. What models ask for (is_usual() of rows.h) has a kernel per gate and shape of a
+// row. Another of each shape serves all the rest, rows of any alignment, every kind of gate and the fused
+// add, by branches that all threads take alike, outside of the loops over elements.
 #pragma once
 #include "fold.cuh"
 #include "forward_rows.cuh"
@@ -10,71 +11,97 @@
 namespace fused_rmsnorm::cuda {
 
 // One row of such a call. aligned: everything in the call is.
-template <class X>
+template <class X, Form kForm>
 class GeneralForward {
  public:
   using T = Acc<X>;
   static constexpr int V = 16 / sizeof(X);
+  static constexpr bool kUsual = kIsUsual<kForm>;
 
-  __device__ GeneralForward(const Forward& f, int64_t m, const WeightRows& weights, bool aligned)
-      : f_(f), m_(m), x_(row_of<X>(f.x, m)), w_(weights.of(m) * f.n), aligned_(aligned) {}
+  // first: the first column that this thread asks for.
+  __device__ GeneralForward(const Forward& f, int64_t m, const WeightRows& weights, int first, bool aligned)
+      : f_(f),
+        m_(m),
+        first_(kUsual ? first : 0),
+        aligned_(kUsual || aligned),
+        x_(kUsual ? pinned(row_of<X>(f.x, m) + first) : row_of<X>(f.x, m)),
+        w_(weights.of(m) * f.n + first_) {}
 
   struct Columns {
     Vec<X, V> x, other;  // other: of the residual or the gate
   };
   __device__ __forceinline__ Columns load(int c) const {
-    Columns in{load_columns<X, V>(x_, c, n(), aligned_), {}};
-    if (f_.residual.data) in.other = load_columns<X, V>(row_of<X>(f_.residual, m_), c, n(), aligned_);
-    if (f_.z.data) in.other = load_columns<X, V>(row_of<X>(f_.z, m_), c, n(), aligned_);
+    Columns in{load_row(x_, c), {}};
+    if (adds()) in.other = load_row(row_of<X>(f_.residual, m_) + first_, c);
+    if (gate() != Gate::none) in.other = load_row(row_of<X>(f_.z, m_) + first_, c);
     return in;
   }
   // A second reading, when the sum has been stored, and x and the residual may be gone.
   __device__ __forceinline__ Columns load_again(int c) const {
-    if (!f_.residual.data) return load(c);
-    return {load_columns<X, V>(static_cast<const X*>(f_.sum) + m_ * f_.n, c, n(), aligned_), {}};
+    if (!adds()) return load(c);
+    return {load_row(static_cast<const X*>(f_.sum) + m_ * f_.n + first_, c), {}};
   }
   // Puts the sum with the residual, where there is one, in x's place, and stores it.
   __device__ __forceinline__ void take_residual(Columns& in, int c) const {
-    if (!f_.residual.data) return;
+    if (!adds()) return;
     add(in.x, in.other);
-    store_within(static_cast<X*>(f_.sum) + m_ * f_.n, c, n(), in.x, aligned_);
+    store_row(static_cast<X*>(f_.sum), in.x, c);
   }
   // What is normalised.
   __device__ __forceinline__ Vec<T, V> value(const Columns& in) const {
     Vec<T, V> v;
     widen(in.x, v.v);
-    if (f_.gate == Gate::first) multiply_by_gate(in, v.v);
+    if (gate() == Gate::first) multiply_by_gate(in, v.v);
     return v;
   }
   // Stores y.
   __device__ __forceinline__ void finish(Vec<T, V>& v, const Columns& in, int c, T r) const {
-    normalise_in<X>(
-        f_, v.v, r,
+    if constexpr (kUsual && sizeof(X) < sizeof(T)) {
+      settled(f_.llama, [&](auto is_llama) { finish(v, in, c, r, decltype(is_llama)::value); });
+    } else {
+      finish(v, in, c, r, f_.llama);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void finish(Vec<T, V>& v, const Columns& in, int c, T r, bool llama) const {
+#pragma unroll
+    for (int j = 0; j < V; ++j) v.v[j] *= r;
+    apply_weight<X, kUsual && kForm != Form::usual>(
+        f_, llama, v.v,
         [&](T(&scale)[V]) {
+          if (kUsual && f_.weight_offset == 0) return load_weight(f_.weight, c, scale);
           load_scale(f_.weight, f_.weight_offset, scale, [&](T(&w)[V]) { load_weight(f_.weight, c, w); });
         },
         [&](T(&bias)[V]) { load_weight(f_.bias, c, bias); });
-    if (f_.gate == Gate::last) {
-      if (sizeof(X) < sizeof(T) && f_.llama && !wide()) round_to<X>(v.v);
+    if (gate() == Gate::last) {
+      if (sizeof(X) < sizeof(T) && llama && !wide()) round_to<X>(v.v);
       multiply_by_gate(in, v.v);
     }
-    if constexpr (sizeof(X) == 2) {
+    if constexpr (sizeof(X) == 2 && !kUsual) {
       if (f_.y_dtype != f_.x_dtype) return store<T>(v, c);
     }
     store<X>(v, c);
   }
 
- private:
-  __device__ __forceinline__ int n() const { return static_cast<int>(f_.n); }
+  __device__ __forceinline__ int left(int c) const { return static_cast<int>(f_.n) - c; }
+  __device__ __forceinline__ bool aligned() const { return kUsual || aligned_; }
   __device__ __forceinline__ bool wide() const { return f_.w_dtype != f_.x_dtype; }
+  __device__ __forceinline__ bool adds() const { return !kUsual && f_.residual.data; }
+  __device__ __forceinline__ Gate gate() const {
+    return kUsual || !kMayBeGated<X> ? kGateOf<kForm> : f_.gate;
+  }
+  __device__ __forceinline__ Vec<X, V> load_row(const X* row, int c) const {
+    return load_columns<X, V>(row + (c - first_), left(c), aligned());
+  }
   __device__ __forceinline__ void load_weight(const void* weight, int c, T (&out)[V]) const {
-    load_columns<X>(weight_row<X>(weight, wide(), w_), wide(), c, n(), aligned_, out);
+    load_columns<X>(weight_row<X>(weight, wide(), w_), wide(), c - first_, left(c), aligned(), out);
   }
   __device__ __forceinline__ void multiply_by_gate(const Columns& in, T (&v)[V]) const {
-    if constexpr (sizeof(X) < 8) {
+    if constexpr (kMayBeGated<X>) {
       T gate[V], value[V];
       widen(in.other, gate);
-      activate<X>(gate, f_.sigmoid, value);
+      activate<X>(gate, !kUsual && f_.sigmoid, value);
 #pragma unroll
       for (int j = 0; j < V; ++j) v[j] *= value[j];
     }
@@ -82,14 +109,19 @@ class GeneralForward {
   template <class Y>
   __device__ __forceinline__ void store(const Vec<T, V>& v, int c) const {
     auto y = narrowed<Y>(v.v);
-    store_within(static_cast<Y*>(f_.y) + m_ * f_.n, c, n(), y, aligned_);
+    store_row(static_cast<Y*>(f_.y), y, c);
+  }
+  template <class Y>
+  __device__ __forceinline__ void store_row(Y* to, Vec<Y, V>& columns, int c) const {
+    store_columns(to + m_ * f_.n + c, left(c), columns, aligned());
   }
 
   const Forward& f_;
   int64_t m_;
-  const X* x_;
-  int64_t w_;
+  int first_;
   bool aligned_;
+  const X* x_;
+  int64_t w_;  // elements before its row of the weight
 };
 
 // Threads of a multiprocessor that the registers are to leave room for.
@@ -98,18 +130,21 @@ constexpr int kGeneralResident = kGeneralBlock<kThreads> < 512 ? 640 / kGeneralB
 
 // Family `registers`. A row is read once, all its loads are issued before the first is used, and an
 // exponential is computed once per element.
-template <class X, int kThreads, int kItems>
+template <class X, Form kForm, int kThreads, int kItems>
 __global__ void __launch_bounds__(kGeneralBlock<kThreads>, kGeneralResident<kThreads>)
     forward_general(Forward f, WeightRows weights, bool aligned) {
-  using Row = GeneralForward<X>;
+  using Row = GeneralForward<X, kForm>;
   using T = Acc<X>;
   constexpr int V = Row::V, kRows = kGeneralBlock<kThreads> / kThreads;
-  const int thread = threadIdx.x % kThreads, n = static_cast<int>(f.n), k = static_cast<int>(f.k);
+  const int thread = threadIdx.x % kThreads, n = static_cast<int>(f.n);
+  const int k = Row::kUsual ? n : static_cast<int>(f.k);
   RowSum<T, kThreads, false> row_sum(1);
-  for (int64_t base = int64_t{blockIdx.x} * kRows; base < f.rows; base += int64_t{gridDim.x} * kRows) {
-    const int64_t m = base + threadIdx.x / kThreads;
-    const bool live = m < f.rows;
-    const Row row(f, live ? m : 0, weights, aligned);
+  using Number = RowNumber<kForm>;
+  const Number rows = static_cast<Number>(f.rows), step = Number{gridDim.x} * kRows;
+  for (Number base = Number{blockIdx.x} * kRows; base < rows; base += step) {
+    const Number m = base + threadIdx.x / kThreads;
+    const bool live = m < rows;
+    const Row row(f, live ? m : 0, weights, thread * V, aligned);
     typename Row::Columns in[kItems];
     Vec<T, V> v[kItems];
     T sum = 0;
@@ -125,7 +160,7 @@ __global__ void __launch_bounds__(kGeneralBlock<kThreads>, kGeneralResident<kThr
         if (c < n) {
           row.take_residual(in[i], c);
           v[i] = row.value(in[i]);
-          sum = squares(v[i], c, k, sum);
+          sum = squares<Row::kUsual>(v[i], c, k, sum);
         }
       }
     }
@@ -145,13 +180,13 @@ __global__ void __launch_bounds__(kGeneralBlock<kThreads>, kGeneralResident<kThr
 template <class X>
 __global__ void __launch_bounds__(kGeneralLongThreads, 1)
     forward_general_long(Forward f, WeightRows weights, bool aligned) {
-  using Row = GeneralForward<X>;
+  using Row = GeneralForward<X, Form::any>;
   using T = Acc<X>;
   constexpr int V = Row::V;
   const int n = static_cast<int>(f.n), k = static_cast<int>(f.k);
   RowSum<T, kGeneralLongThreads, false> row_sum(1);
   for (int64_t m = blockIdx.x; m < f.rows; m += gridDim.x) {
-    const Row row(f, m, weights, aligned);
+    const Row row(f, m, weights, threadIdx.x * V, aligned);
     Fold<T> sum;
 #pragma unroll 1
     for (int c = threadIdx.x * V; c < (f.residual.data ? n : k); c += kGeneralLongThreads * V) {

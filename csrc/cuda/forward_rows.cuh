@@ -20,11 +20,12 @@ __device__ __forceinline__ void add(Vec<X, V>& x, const Vec<X, V>& residual) {
   x = narrowed<X>(sum);
 }
 
-// Sum of squares of the columns below k. What lies beyond is not looked at, nor waited for.
-template <class T, class X, int V>
+// Sum of squares of the columns below k. What lies beyond is not looked at, nor waited for. kAll: none
+// does.
+template <bool kAll = false, class T, class X, int V>
 __device__ __forceinline__ T squares(const Vec<X, V>& v, int c, int k, T sum) {
   T x[V];
-  if (c + V <= k) {
+  if (kAll || c + V <= k) {
     widen(v, x);
 #pragma unroll
     for (int j = 0; j < V; ++j) sum = multiply_add(x[j], x[j], sum);
@@ -71,7 +72,7 @@ __device__ __forceinline__ void normalise_in(const Forward& f, T (&out)[V], T r,
 #pragma unroll
     for (int j = 0; j < V; ++j) out[j] *= scale[j];
   } else {
-    apply_weight<X>(f, out, load_scale, load_bias);
+    apply_weight<X>(f, f.llama, out, load_scale, load_bias);
   }
 }
 

@@ -10,6 +10,28 @@
 
 namespace fused_rmsnorm::cuda {
 
+// What is settled of a call when its kernel is compiled: a question is three instructions, and to a row's
+// hundreds there were a third as many more.
+enum class Form {
+  any,          // nothing
+  usual,        // as is_usual() of rows.h says; no gate,
+  usual_last,   // or one after the norm,
+  usual_first,  // or before
+};
+template <Form kForm>
+using FormType = std::integral_constant<Form, kForm>;
+template <Form kForm>
+constexpr bool kIsUsual = kForm >= Form::usual;
+template <Form kForm>
+using RowNumber = std::conditional_t<kIsUsual<kForm>, unsigned, int64_t>;
+template <Form kForm>
+constexpr Gate kGateOf = kForm == Form::usual_last    ? Gate::last
+                         : kForm == Form::usual_first ? Gate::first
+                                                      : Gate::none;
+
+template <class X>
+constexpr bool kMayBeGated = sizeof(X) < 8;
+
 // m / rows.inner, of any number of rows.
 __device__ __forceinline__ int64_t quotient(const Rows& rows, int64_t m) {
   if (rows.inner == 1) return m;
@@ -29,28 +51,52 @@ struct WeightRows {
   }
 };
 
+// run(form) of a usual call, as a type.
+template <class Run>
+const char* with_usual_form(Gate gate, Run run) {
+  switch (gate) {
+    case Gate::none:
+      return run(FormType<Form::usual>{});
+    case Gate::last:
+      return run(FormType<Form::usual_last>{});
+    case Gate::first:
+      return run(FormType<Form::usual_first>{});
+  }
+  return "no kernel for this gate";
+}
+
 template <class Call>
 WeightRows weight_rows_of(const Call& call) {
   return {with_divisor({nullptr, call.weight_share}, call.rows),
           with_divisor({nullptr, call.weight_rows}, call.rows)};
 }
 
-// Columns of a row of n: whole vectors where everything in the call is aligned, else element by element,
-// zeros beyond n. Such calls are rare enough for that, and it touches nothing but the columns.
+// The columns that begin at `at`, of which so many are left: whole vectors where everything in the call is
+// aligned, else element by element, zeros beyond the end. Such calls are rare enough for that, and it touches
+// nothing but the columns.
 template <class E, int V>
-__device__ __forceinline__ Vec<E, V> load_columns(const E* row, int c, int n, bool aligned) {
-  if (aligned) return load_pieces<E, V>(row + c);
-  return gathered<E, V>([&](int j) { return c + j < n ? row[c + j] : E{}; });
+__device__ __forceinline__ Vec<E, V> load_columns(const E* at, int left, bool aligned) {
+  if (aligned) return load_pieces<E, V>(at);
+  return gathered<E, V>([&](int j) { return j < left ? at[j] : E{}; });
 }
-// Widened, of a vector of X, or where it is `wide`, of the arithmetic type.
+// Widened, of a vector of X, or where it is `wide`, of the arithmetic type; `at` is the row's, so many
+// columns before.
 template <class X, int V>
-__device__ __forceinline__ void load_columns(const void* row, bool wide, int c, int n, bool aligned,
+__device__ __forceinline__ void load_columns(const void* at, bool wide, int c, int left, bool aligned,
                                              Acc<X> (&out)[V]) {
   using T = Acc<X>;
   if constexpr (sizeof(X) != sizeof(T)) {
-    if (wide) return widen(load_columns<T, V>(static_cast<const T*>(row), c, n, aligned), out);
+    if (wide) return widen(load_columns<T, V>(static_cast<const T*>(at) + c, left, aligned), out);
   }
-  widen(load_columns<X, V>(static_cast<const X*>(row), c, n, aligned), out);
+  widen(load_columns<X, V>(static_cast<const X*>(at) + c, left, aligned), out);
+}
+template <class E, int V>
+__device__ __forceinline__ void store_columns(E* at, int left, Vec<E, V>& from, bool aligned) {
+  if (aligned) return store_pieces(at, from);
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    if (j < left) at[j] = from.element(j);
+  }
 }
 
 // A row of a weight or bias, which begins after so many elements, or nullptr.

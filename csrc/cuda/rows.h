@@ -26,13 +26,28 @@ inline bool is_aligned(const Backward& b, const Plan& p) {
          is_aligned(b.bias) && is_aligned(b.dx) && is_aligned(b.dz);
 }
 
+constexpr int64_t kMostPlaced = int64_t{1} << 31;  // rows that are counted, and divided, in 32 bits
+
+// As most models call it: everything aligned, y and dy of x's dtype, all columns in the statistic; a gate is
+// z * sigmoid(z), without a bias. Such calls have kernels of their own, which ask for none of the rest.
+template <class Call>
+bool has_usual_terms(const Call& call) {
+  return call.weight && call.k == call.n && call.rows <= kMostPlaced &&
+         (call.gate == Gate::none || (!call.sigmoid && !call.bias));
+}
+inline bool is_usual(const Forward& f, const Plan& p) {
+  return is_aligned(f, p) && has_usual_terms(f) && f.y_dtype == f.x_dtype && !f.residual.data;
+}
+inline bool is_usual(const Backward& b, const Plan& p) {
+  return is_aligned(b, p) && has_usual_terms(b) && b.dy_dtype == b.x_dtype && (b.gate == Gate::none || !b.db);
+}
+
 // m / inner = (m * multiplier >> 32) >> shift for every m <= 2^31: with L = ceil(log2(inner)) and the
 // multiplier 2^(31 + L) / inner rounded up, the product is too large by less than m * inner, at most
 // 2^(31 + L), which is less than what separates a quotient from the next (Granlund and Montgomery
 // 1994, theorem 4.2). Where there are more rows, or the inner ones are as many, there is no multiplier.
 inline Rows with_divisor(Rows r, int64_t rows) {
-  constexpr int64_t kMost = int64_t{1} << 31;
-  if (r.inner > 1 && r.inner < kMost && rows <= kMost) {
+  if (r.inner > 1 && r.inner < kMostPlaced && rows <= kMostPlaced) {
     int log = 1;
     while (int64_t{1} << log < r.inner) ++log;
     r.multiplier = static_cast<uint32_t>(((uint64_t{1} << (31 + log)) + r.inner - 1) / r.inner);

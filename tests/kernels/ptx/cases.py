@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ TYPES = (
 )
 DIRECTIONS = ("forward", "backward")
 GATES = ("", "last", "first")  # as enum Gate
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,9 @@ class Draw:
     def below(self, n: int) -> int:
         return int(self.random.integers(n))
 
+    def one_of(self, things: list[T]) -> T:
+        return things[self.below(len(things))]
+
     def shift(self, vector: int) -> int:
         """Often none, sometimes whole vectors."""
         if self.chance(50):
@@ -171,11 +176,11 @@ class Draw:
             seed=self.below(1 << 30),
         )
 
-    def general(self, types: tuple[str, str, str, bool], n: int, gated: bool | None = None) -> Case:
+    def general(self, types: tuple[str, str, str, bool], n: int, gate: str | None = None) -> Case:
         """A case under a weight of several rows, a gate, or both."""
         case = self.case(types, n)
-        gates = GATES if gated is None else GATES[1:] if gated else GATES[:1]
-        gate = gates[self.below(len(gates))] if case.x != "f64" else ""
+        if gate is None:
+            gate = GATES[self.below(len(GATES))] if case.x != "f64" else ""
         if types[2] != types[0] and gate == "last":  # its product has x's dtype
             gate = "first"
         rows = 1 + self.below(3) if not gate or self.chance(50) else 1
@@ -191,6 +196,12 @@ class Draw:
             residual=case.residual and not gate,
             far=self.chance(25),
         )
+
+    def usual(self, case: Case) -> Case:
+        """The same as is_usual() of rows.h asks, if n is whole vectors. Its dtypes are its own."""
+        case = replace(case, weight=True, k=0, residual=False, head_gap=0, gap=0)
+        case = replace(case, x_shift=0, w_shift=0, out_shift=0)
+        return replace(case, sigmoid=False, db=False) if case.gate else case
 
     def options(self, races: bool) -> Options:
         return Options(late=self.chance(50), descending=self.chance(25), races=races)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from .build import Build
 from .call import Call, Mismatch, call
-from .cases import DIRECTIONS, Case, Draw, lengths, longest, types_of
+from .cases import DIRECTIONS, GATES, Case, Draw, lengths, longest, types_of
 from .isa import GLOBAL_BASE, Trap
 from .kernels import SIZE, Kernels
 
@@ -82,29 +82,36 @@ class Part:
                     self.attempt(case, direction, races=n < LONG)
 
     def general(self) -> None:
-        """The longest row of every plan by whole vectors, gated and not; others by chance."""
+        """The longest row of every plan by whole vectors, under each gate and none, as models
+        have it and otherwise; others by chance."""
         v = self.vector
-        ends = {-(-n // v) * v for n in longest(self.kernels, self.x, self.arch, True)}
-        edges = lengths(self.kernels, self.x, self.arch, True)
-        for (number, types), n in itertools.product(
-            enumerate(types_of(self.x)), sorted(ends | set(edges))
+        ends = sorted({-(-n // v) * v for n in longest(self.kernels, self.x, self.arch, True)})
+        gates = GATES if self.x != "f64" else GATES[:1]
+        all_types = list(types_of(self.x))
+        narrow = [types for types in all_types if types[2] == types[0]]
+        for n, gate, usual in itertools.product(ends, gates, (True, False)):
+            # The product of a last gate has x's dtype.
+            types = self.draw.one_of(narrow if usual or gate == "last" else all_types)
+            case = replace(self.draw.general(types, n, gate), dx=True, dw=True)
+            if usual:
+                case = self.draw.usual(case)
+            else:
+                case = replace(case, x_shift=1 + self.draw.below(v - 1))
+            self.attempt_general(case)
+        for types, n in itertools.product(
+            all_types, sorted({*ends, *lengths(self.kernels, self.x, self.arch, True)})
         ):
-            wide, gated = types[2] != types[0], number % 2 == 1
-            for aligned, gate in (
-                (True, gated),
-                (False, gated),
-                *([(True, False)] if wide else ()),
-            ):
-                sure = aligned and n in ends
-                if not self.draw.chance(100 if sure else self.percent):
+            for _ in range(2):
+                if not self.draw.chance(self.percent):
                     continue
-                case = self.draw.general(types, n, gate if sure else None)
-                if sure:
-                    case = replace(case, head_gap=0, gap=0, x_shift=0, w_shift=0, out_shift=0)
-                    case = replace(case, dx=True, dw=True)
-                for direction in DIRECTIONS:
-                    bias = case.weight and case.db and (direction == "forward" or bool(case.gate))
-                    self.attempt(replace(case, bias=bias), direction, races=n < LONG)
+                case = self.draw.general(types, n)
+                usual = types in narrow and n % v == 0 and self.draw.chance(50)
+                self.attempt_general(self.draw.usual(case) if usual else case)
+
+    def attempt_general(self, case: Case) -> None:
+        for direction in DIRECTIONS:
+            bias = case.weight and case.db and (direction == "forward" or bool(case.gate))
+            self.attempt(replace(case, bias=bias), direction, races=case.n < LONG)
 
     def values(self) -> None:
         for types, n in itertools.product(types_of(self.x), self.lengths):
@@ -175,16 +182,18 @@ def chosen(kernels: Kernels, x: str, arch: int) -> set[str]:
     found, flags, wide = set(), (False, True), 16 // SIZE[x]
     ends = [(n, general) for general in flags for n in longest(kernels, x, arch, general)]
     for types, (n, general) in itertools.product(types_of(x), ends):
-        gates = flags if general and x != "f64" else (False,)
-        for aligned, second, gated in itertools.product(flags, flags, gates):
+        gates = range(len(GATES)) if general and x != "f64" else (0,)
+        for aligned, second, gate in itertools.product(flags, flags, gates):
+            if GATES[gate] == "last" and types[2] != types[0]:
+                continue
             n_ = -(-n // wide) * wide
             at = GLOBAL_BASE + (0 if aligned else SIZE[x])
             rows = {"data": at, "outer_stride": n_}
             nothing = {"data": 0}
-            more = rows if second and not gated else nothing
+            more = rows if second and not gate else nothing
             common = {"rows": 3, "n": n_, "k": n_, "llama": types[3], "x": rows, "weight": at}
             common |= {"x_dtype": x, "w_dtype": types[1], "weight_has_rows": general}
-            common |= {"gate": int(gated), "z": rows if gated else nothing}
+            common |= {"gate": gate, "z": rows if gate else nothing}
             forward = common | {"y_dtype": types[2], "y": at, "residual": more}
             forward |= {"sum": at if second else 0}
             backward = common | {"dy_dtype": types[2], "dy": rows, "dsum": more, "dx": at}

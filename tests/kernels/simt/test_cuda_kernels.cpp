@@ -90,6 +90,14 @@ void make_general(Shape& s, Random& random) {
   }
 }
 
+// As is_usual() of rows.h asks, where n is whole vectors: of so many things at once few random calls are.
+void make_usual(Shape& s) {
+  const int64_t v = 16 / size_of(s.types.x);
+  s.k = s.n, s.weight = true, s.residual = false, s.types.y = s.types.x;
+  if (s.gate != Gate::none) s.sigmoid = s.bias = s.db = false;
+  for (int64_t* elements : {&s.gap, &s.head_gap, &s.x_shift, &s.out_shift}) *elements -= *elements % v;
+}
+
 Shape random_shape(const Types& types, int64_t n, Random& random, Asked asked) {
   Shape s;
   s.types = types, s.n = n;
@@ -110,6 +118,7 @@ Shape random_shape(const Types& types, int64_t n, Random& random, Asked asked) {
   }
   s.dx = !random.chance(15), s.dw = !random.chance(20), s.db = random.chance(30);
   if (asked == Asked::general) make_general(s, random);
+  if (asked == Asked::general && random.chance(40)) make_usual(s);
   return s;
 }
 
@@ -469,6 +478,12 @@ void errors(Checker& check) {
     check.that(message && std::strstr(message, "2^31"),
                [] { return std::string("too many rows of two strides are taken"); });
   }
+  // Of a weight of so many rows, each of which has blocks of its own.
+  b.x.inner = b.dy.inner = 1, b.weight = &b, b.weight_has_rows = true, b.weight_rows = b.rows;
+  const char* const message = cuda::backward(b, nullptr);
+  check.that(message && std::strstr(message, "backward_general with 2147483649 blocks"),
+             [] { return std::string("more blocks than a grid holds are taken"); });
+  b.weight = nullptr, b.weight_has_rows = false, b.weight_rows = 1;
   f.rows = b.rows = 1;
   // The workspace is that of the rows there are, not of the most partials that a plan may make.
   b.n = b.k = int64_t{1} << 30, b.dw = &b;
