@@ -14,7 +14,7 @@ _ROWS = (
     M("forward_rows.cuh", "c + j < k", "c + j <= k", "the statistic reads one column more"),
     M(
         "affine.cuh",
-        "sizeof(X) < sizeof(T) && call.llama",
+        "sizeof(X) < sizeof(T) && llama",
         "false",
         "Llama's rounding is left out",
     ),
@@ -52,8 +52,8 @@ _ROWS = (
     ),
     M(
         "backward_rows.cuh",
-        "plain && !b.dsum.data",
-        "plain",
+        "scale.is_plain() && !b.dsum.data",
+        "scale.is_plain()",
         "the plain loop of dx, though the sum's gradient is to be added",
     ),
     M(
@@ -64,9 +64,15 @@ _ROWS = (
     ),
     M(
         "forward_rows.cuh",
-        "!f.bias && !f.llama",
-        "!f.bias",
-        "the plain loop, though Llama's rounding is wanted",
+        "scale.is_plain() && !f.bias",
+        "scale.is_plain()",
+        "the plain loop, though a bias is wanted",
+    ),
+    M(
+        "forward_rows.cuh",
+        "kMayBeLlama && f.llama",
+        "false",
+        "Llama's rounding is left out where there is a bias, too",
     ),
     M(
         "forward_rows.cuh",

@@ -41,7 +41,11 @@ def _grid() -> list[Counted]:
             what = "add" if direction == "forward" else "dsum"
             add(direction, what, replace(_BF16, n=n, residual=True))
         add(direction, "", replace(_F16, n=4096))
-        add(direction, "llama", replace(_BF16, n=4096, llama=True))
+        for n in (128, 1024, 4096, 16384):
+            add(direction, "llama", replace(_BF16, n=n, llama=True))
+        add(direction, f"llama {what}", replace(_BF16, n=4096, llama=True, residual=True))
+        for n in (256, 4096):
+            add(direction, "offset", replace(_BF16, n=n, offset=1.0))
         add(direction, "pRMSNorm k=256", replace(_BF16, n=4096, k=256))
         for n in (4096, 4097):
             add(direction, "llama to fp32", replace(_WIDE_WEIGHT, n=n, y="f32", llama=True))

@@ -104,15 +104,13 @@ __device__ __forceinline__ void ask_for(const void* weight, int n, int thread, i
 }
 
 // The scale of a thread's columns of aligned rows. Where so many bytes of registers hold it, it is made
-// before the first row and serves them all. Where kPacked do and the call is plain, the weight is read
-// before, as it lies in memory, and is on its way while the rows are summed; otherwise it is read where it is
-// used.
+// before the first row and serves them all. Where kPacked do, the weight is read before, as it lies in
+// memory, and is on its way while the rows are summed; otherwise it is read where it is used.
 template <class W, class T, int V, int kItems, int kBytes, int kPacked>
 class Scale {
  public:
   static constexpr bool kHeld = V * kItems * sizeof(T) <= kBytes;
-  // load() is to be called, of what is not kHeld only in a plain call.
-  static constexpr bool kEarly = kHeld || V * kItems * sizeof(W) <= kPacked;
+  static constexpr bool kEarly = kHeld || V * kItems * sizeof(W) <= kPacked;  // load() is to be called
 
   __device__ Scale(const void* weight, double offset) : weight_(weight), offset_(offset) {}
 
@@ -121,8 +119,8 @@ class Scale {
 
   __device__ __forceinline__ void load(int i, int c) {
     if constexpr (kHeld) {
-      make(c, held_[i]);
-    } else if constexpr (kEarly) {
+      load_scale(weight_, offset_, held_[i], [&](T(&w)[V]) { load_aligned<W>(weight_, c, w); });
+    } else if (kEarly && weight_) {
       packed_[i] = load_pieces<W, V>(static_cast<const W*>(weight_) + c);
     }
   }
@@ -131,18 +129,20 @@ class Scale {
     if constexpr (kHeld) {
 #pragma unroll
       for (int j = 0; j < V; ++j) scale[j] = held_[i][j];
-    } else if constexpr (kPlain && kEarly) {
-      widen(packed_[i], scale);
     } else if constexpr (kPlain) {
-      load_aligned<W>(weight_, c, scale);
+      read(i, c, scale);
     } else {
-      make(c, scale);
+      load_scale(weight_, offset_, scale, [&](T(&w)[V]) { read(i, c, w); });
     }
   }
 
  private:
-  __device__ __forceinline__ void make(int c, T (&scale)[V]) const {
-    load_scale(weight_, offset_, scale, [&](T(&w)[V]) { load_aligned<W>(weight_, c, w); });
+  __device__ __forceinline__ void read(int i, int c, T (&w)[V]) const {
+    if constexpr (kEarly) {
+      widen(packed_[i], w);
+    } else {
+      load_aligned<W>(weight_, c, w);
+    }
   }
 
   const void* weight_;

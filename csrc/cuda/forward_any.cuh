@@ -18,16 +18,16 @@ __device__ __forceinline__ bool by_vectors(const Forward& f) {
 template <class Y, class X, class T, int V>
 __device__ __forceinline__ void finish_vector(const Forward& f, Y* row, int c, const Vec<X, V>& x, T r) {
   const auto load = [&](T(&scale)[V]) { load_scale_inside<X>(f, c, scale); };
-  auto y = normalise<Y, true>(f, x, r, load, load);
+  auto y = normalise<Y, true>(f, x, r, false, load, load);
   store_pieces(row + c, y);
 }
 // y of one column, in any.
 template <class Y, class X>
 __device__ __forceinline__ void finish_one(const Forward& f, Y* row, int c, X x, Acc<X> r) {
   using T = Acc<X>;
-  T out[1] = {widen(x)};
-  normalise_in<X>(
-      f, out, r, [&](T(&scale)[1]) { load_scale_one<X>(f, c, scale); },
+  T out[1] = {widen(x) * r};
+  apply_weight<X>(
+      f, f.llama, out, [&](T(&scale)[1]) { load_scale_one<X>(f, c, scale); },
       [&](T(&bias)[1]) { bias[0] = column_of<X>(f.bias, f.w_dtype != f.x_dtype, c); });
   row[c] = narrow<Y>(out[0]);
 }

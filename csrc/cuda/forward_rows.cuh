@@ -60,29 +60,15 @@ __device__ __forceinline__ void make_rstds(const Forward& f, T (&rows)[kFlight])
     rows[q] = kFlight == 1 ? mine : __shfl_sync(0xffffffffu, mine, q, kThreads);
 }
 
-// What x's columns, in `out`, become before they are stored. kPlain: there is a weight and nothing else.
-template <class X, bool kPlain = false, class T, int V, class LoadScale, class LoadBias>
-__device__ __forceinline__ void normalise_in(const Forward& f, T (&out)[V], T r, LoadScale load_scale,
-                                             LoadBias load_bias) {
-#pragma unroll
-  for (int j = 0; j < V; ++j) out[j] *= r;
-  if constexpr (kPlain) {
-    T scale[V];
-    load_scale(scale);
-#pragma unroll
-    for (int j = 0; j < V; ++j) out[j] *= scale[j];
-  } else {
-    apply_weight<X>(f, f.llama, out, load_scale, load_bias);
-  }
-}
-
-// y of a vector of columns.
-template <class Y, bool kPlain = false, class T, class X, int V, class LoadScale, class LoadBias>
-__device__ __forceinline__ Vec<Y, V> normalise(const Forward& f, const Vec<X, V>& x, T r,
+// y of a vector of columns. kAlone: there is a weight and no bias. llama: as f says, or a constant.
+template <class Y, bool kAlone = false, class T, class X, int V, class LoadScale, class LoadBias>
+__device__ __forceinline__ Vec<Y, V> normalise(const Forward& f, const Vec<X, V>& x, T r, bool llama,
                                                LoadScale load_scale, LoadBias load_bias) {
   T out[V];
   widen(x, out);
-  normalise_in<X, kPlain>(f, out, r, load_scale, load_bias);
+#pragma unroll
+  for (int j = 0; j < V; ++j) out[j] *= r;
+  apply_weight<X, kAlone>(f, llama, out, load_scale, load_bias);
   return narrowed<Y>(out);
 }
 
@@ -133,8 +119,10 @@ __global__ void __launch_bounds__(kBlock<kShape>, kForwardResident<Types, kShape
     RowSum<T, kThreads, kCluster> row_sum(cluster);
     using RowScale = Scale<W, T, V, kItems, 32, sizeof(W) == sizeof(X) && !kInSlots ? 64 : 0>;
     RowScale scale(f.weight, f.weight_offset);
-    // A weight and nothing else, as most calls have it: a loop of its own asks for none of the rest.
-    const bool plain = scale.is_plain() && !f.bias && !f.llama;
+    // A weight and nothing else, as most calls have it, half of them in llama mode: loops of their own ask
+    // for none of the rest.
+    const bool plain = scale.is_plain() && !f.bias;
+    constexpr bool kMayBeLlama = sizeof(X) < sizeof(T) && std::is_same_v<W, X>;  // y has x's dtype
 
     for (int64_t base = int64_t{kCluster ? clusters_of(blockIdx.x, cluster) : blockIdx.x} * (kRows * kFlight);
          base < f.rows; base += step) {
@@ -159,7 +147,7 @@ __global__ void __launch_bounds__(kBlock<kShape>, kForwardResident<Types, kShape
           }
         }
       }
-      if (RowScale::kHeld || (RowScale::kEarly && plain)) {
+      if constexpr (RowScale::kEarly) {
 #pragma unroll
         for (int i = 0; i < kItems; ++i) {
           const int c = (i * width + thread) * V;
@@ -201,20 +189,26 @@ __global__ void __launch_bounds__(kBlock<kShape>, kForwardResident<Types, kShape
         if (q) y_row += kRows * n;
         if (q * kRows >= left) continue;
         if (f.rstd && thread == 0) static_cast<T*>(f.rstd)[first + q * kRows] = r[q];
-        const auto finish = [&](auto is_plain) {
+        const auto finish = [&](auto is_plain, bool llama) {
           constexpr bool kPlain = decltype(is_plain)::value;
 #pragma unroll kUnroll
           for (int i = 0; i < kItems; ++i) {
             const int c = (i * width + thread) * V;
             if (c < n) {
               auto y = normalise<X, kPlain>(
-                  f, x[q][i], r[q], [&](T(&columns)[V]) { scale.template get<kPlain>(i, c, columns); },
+                  f, x[q][i], r[q], llama, [&](T(&columns)[V]) { scale.template get<kPlain>(i, c, columns); },
                   [&](T(&bias)[V]) { load_aligned<W>(f.bias, c, bias); });
               store_pieces(y_row + i * width * V, y);
             }
           }
         };
-        settled(plain, finish);
+        settled(plain, [&](auto is_plain) {
+          if constexpr (decltype(is_plain)::value && kMayBeLlama) {
+            settled(f.llama, [&](auto is_llama) { finish(is_plain, decltype(is_llama)::value); });
+          } else {
+            finish(is_plain, kMayBeLlama && f.llama);
+          }
+        });
       }
     }
   }
