@@ -285,6 +285,12 @@ def test_figures_of_the_model() -> None:
     every = shares("B200", r"(?:forward|backward) (\d+) bf16(?: heads of a packed QKV)?$")
     idle = [share for n in lanes_idle for share in every[n]]
     assert f"without work, at {percents(idle)}" in text
+    gates = shares("B200", r"(?:forward|backward) (\d+) bf16 gate (?:last|first)$")
+    longer = [share for n, f in gates.items() if n > 128 for share in f]
+    assert f"gates of 128 numbers are at {percents(gates[128])} and" in text
+    assert f"longer ones at {percents(longer)}, weights" in text
+    weights = shares("B200", r"(?:forward|backward) (\d+) bf16 weight (?:per head|and bias per)")
+    assert f"several rows at {percents([s for f in weights.values() for s in f])}, by" in text
 
 
 def test_the_papers_table_beside_ours() -> None:
