@@ -18,7 +18,21 @@ from .modules import STAND_INS, AddRMSNorm, PRMSNorm, RMSNorm, RMSNormGated
 __all__ = ["ScriptableAddRMSNorm", "ScriptableRMSNorm", "ScriptableRMSNormGated"]
 
 
-def _rows(t: Tensor, dims: int, group_size: Optional[int]) -> Tensor:  # noqa: UP045
+def _listed(shape: list[int]) -> list[int]:
+    """TorchScript makes a list of the tuple that it is given."""
+    return shape
+
+
+def _rows(
+    t: Tensor,
+    shape: list[int],
+    group_size: Optional[int],  # noqa: UP045
+    name: str,
+) -> Tensor:
+    """As the functions make them: of another shape with as many elements there are rows, too."""
+    dims = len(shape)
+    if t.dim() < dims or t.shape[t.dim() - dims :] != shape:
+        raise RuntimeError(f"{name} must end in normalized_shape {shape}, but has shape {t.shape}")
     rows = t.flatten(-dims)
     return rows if group_size is None else rows.unflatten(-1, [-1, group_size])
 
@@ -34,11 +48,12 @@ class ScriptableRMSNorm(RMSNorm):
         if not torch.jit.is_scripting():
             return super().forward(x)
         weight, bias = self.weight, self.bias
-        dims, group_size = len(self.normalized_shape), self.group_size
+        shape = _listed(self.normalized_shape)  # type: ignore[arg-type]
+        group_size = self.group_size
         y = ops.rms_norm(
-            _rows(x, dims, group_size),
-            None if weight is None else _rows(weight, dims, group_size),
-            None if bias is None else _rows(bias, dims, group_size),
+            _rows(x, shape, group_size, "input"),
+            None if weight is None else _rows(weight, shape, group_size, "weight"),
+            None if bias is None else _rows(bias, shape, group_size, "bias"),
             self.eps,
             self.p,
             self.weight_offset,
@@ -58,12 +73,13 @@ class ScriptableAddRMSNorm(AddRMSNorm):
         if not torch.jit.is_scripting():
             return super().forward(input, residual)
         weight, bias = self.weight, self.bias
-        dims, group_size = len(self.normalized_shape), self.group_size
+        shape = _listed(self.normalized_shape)  # type: ignore[arg-type]
+        group_size = self.group_size
         y, s = ops.add_rms_norm(
-            _rows(input, dims, group_size),
-            _rows(residual, dims, group_size),
-            None if weight is None else _rows(weight, dims, group_size),
-            None if bias is None else _rows(bias, dims, group_size),
+            _rows(input, shape, group_size, "input"),
+            _rows(residual, shape, group_size, "residual"),
+            None if weight is None else _rows(weight, shape, group_size, "weight"),
+            None if bias is None else _rows(bias, shape, group_size, "bias"),
             self.eps,
             self.p,
             self.weight_offset,
@@ -83,10 +99,11 @@ class ScriptableRMSNormGated(RMSNormGated):
         if not torch.jit.is_scripting():
             return super().forward(input, gate)
         weight, bias = self.weight, self.bias
-        dims, group_size = len(self.normalized_shape), self.group_size
-        weight = None if weight is None else _rows(weight, dims, group_size)
-        bias = None if bias is None else _rows(bias, dims, group_size)
-        rows = _rows(input, dims, group_size)
+        shape = _listed(self.normalized_shape)  # type: ignore[arg-type]
+        group_size = self.group_size
+        weight = None if weight is None else _rows(weight, shape, group_size, "weight")
+        bias = None if bias is None else _rows(bias, shape, group_size, "bias")
+        rows = _rows(input, shape, group_size, "input")
         if gate is None:
             y = ops.rms_norm(
                 rows, weight, bias, self.eps, self.p, self.weight_offset, self.casting_mode
@@ -94,7 +111,7 @@ class ScriptableRMSNormGated(RMSNormGated):
         else:
             y = ops.rms_norm_gated(
                 rows,
-                _rows(gate, dims, group_size),
+                _rows(gate, shape, group_size, "gate"),
                 weight,
                 bias,
                 self.activation,
