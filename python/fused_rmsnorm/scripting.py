@@ -3,7 +3,8 @@
 TorchScript reads source, and only a small part of Python; the modules' own ``forward`` is written
 to be quick in eager mode. torch.jit.script asks a module for a stand-in by
 ``__prepare_scriptable__`` and, in a model that holds the module, leaves the stand-in there: so it
-shares the parameters, is an RMSNorm as well, and does the same when Python calls it.
+shares the parameters, is of the module's class as well, prints as it does, and does the same when
+Python calls it.
 """
 
 # No `from __future__ import annotations`: TorchScript evaluates a class's annotations, not strings.
@@ -15,7 +16,12 @@ from torch import Tensor
 from ._ops import ops
 from .modules import STAND_INS, AddRMSNorm, PRMSNorm, RMSNorm, RMSNormGated
 
-__all__ = ["ScriptableAddRMSNorm", "ScriptableRMSNorm", "ScriptableRMSNormGated"]
+__all__ = [
+    "ScriptableAddRMSNorm",
+    "ScriptablePRMSNorm",
+    "ScriptableRMSNorm",
+    "ScriptableRMSNormGated",
+]
 
 
 def _listed(shape: list[int]) -> list[int]:
@@ -37,7 +43,12 @@ def _rows(
     return rows if group_size is None else rows.unflatten(-1, [-1, group_size])
 
 
-class ScriptableRMSNorm(RMSNorm):
+class _PrintsAsTheModule(RMSNorm):
+    def _get_name(self) -> str:
+        return type(self).__name__.removeprefix("Scriptable")
+
+
+class ScriptableRMSNorm(_PrintsAsTheModule):
     weight: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
     bias: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
     group_size: Optional[int]  # noqa: UP045
@@ -62,7 +73,11 @@ class ScriptableRMSNorm(RMSNorm):
         return y.view(x.shape)
 
 
-class ScriptableAddRMSNorm(AddRMSNorm):
+class ScriptablePRMSNorm(ScriptableRMSNorm, PRMSNorm):
+    """Both, in this order: ScriptableRMSNorm's forward, and isinstance of PRMSNorm."""
+
+
+class ScriptableAddRMSNorm(_PrintsAsTheModule, AddRMSNorm):
     weight: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
     bias: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
     group_size: Optional[int]  # noqa: UP045
@@ -88,7 +103,7 @@ class ScriptableAddRMSNorm(AddRMSNorm):
         return y.view(input.shape), s.view(input.shape)
 
 
-class ScriptableRMSNormGated(RMSNormGated):
+class ScriptableRMSNormGated(_PrintsAsTheModule, RMSNormGated):
     weight: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
     bias: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
     group_size: Optional[int]  # noqa: UP045
@@ -127,7 +142,7 @@ class ScriptableRMSNormGated(RMSNormGated):
 STAND_INS.update(
     {
         RMSNorm: ScriptableRMSNorm,
-        PRMSNorm: ScriptableRMSNorm,
+        PRMSNorm: ScriptablePRMSNorm,
         AddRMSNorm: ScriptableAddRMSNorm,
         RMSNormGated: ScriptableRMSNormGated,
     }

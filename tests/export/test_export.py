@@ -235,6 +235,15 @@ def test_jit_script_of_a_model():
     assert ours(graph) == ["rms_norm.default", "rms_norm_composite.default"]
 
 
+@pytest.mark.parametrize("kind", [RMSNorm, PRMSNorm, AddRMSNorm, RMSNormGated])
+def test_jit_script_leaves_a_module_of_its_class(kind):
+    model = nn.ModuleDict({"norm": kind(N)})
+    text = repr(model)
+    torch.jit.script(model)
+    assert isinstance(model["norm"], kind)
+    assert repr(model) == text
+
+
 def test_jit_script_of_an_operator():
     @torch.jit.script
     def norm(x: torch.Tensor, w: torch.Tensor):
