@@ -24,7 +24,13 @@ def of_each_sequence(norm: Callable[[Tensor], Tensor], input: Tensor) -> Tensor:
     varies = jagged._ragged_idx
     if varies == input.dim() - 1:
         raise RuntimeError("input must not vary in length in its last dimension")
-    # The same offsets: what has the same lengths can be added to it.
+    # The same offsets: what has the same lengths can be added to it. And the bounds of the lengths,
+    # as far as they are known: attention goes by them, and compiled padding has no other measure.
     return torch.nested.nested_tensor_from_jagged(
-        norm(jagged.values()), jagged.offsets(), jagged.lengths(), jagged_dim=varies
+        norm(jagged.values()),
+        jagged.offsets(),
+        jagged.lengths(),
+        jagged_dim=varies,
+        min_seqlen=jagged._maybe_min_seqlen,
+        max_seqlen=jagged._maybe_max_seqlen,
     )
