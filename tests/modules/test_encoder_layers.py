@@ -331,3 +331,8 @@ def test_nested_tensors_as_torch_takes_them() -> None:
     torch.testing.assert_close(ours(turned).values(), theirs(turned).values())
     with pytest.raises(RuntimeError, match="must not vary in length in its last dimension"):
         ours(nested.transpose(1, 3))
+    # All sequences together would have that shape.
+    with pytest.raises(RuntimeError, match="must not vary in length in its last 3 dimensions"):
+        RMSNorm(nested.values().shape)(nested)
+    part = RMSNorm((3, D))(nested).unbind()[1]
+    torch.testing.assert_close(part, RMSNorm((3, D))(parts[1]))
