@@ -162,9 +162,6 @@ Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTe
 
 Two gated_fwd(const GatedOptions& options, const Tensor& x, const Tensor& gate, const OptTensor& weight,
               const OptTensor& bias) {
-  if (isFwGradDefined(x) || isFwGradDefined(gate) || isFwGradDefined(weight) || isFwGradDefined(bias)) {
-    return composite_gated_fwd(options, x, gate, weight, bias);
-  }
   Tensor y, rstd;
   {
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -181,6 +178,11 @@ Two gated_fwd(const GatedOptions& options, const Tensor& x, const Tensor& gate, 
     node->saved[Node::kBias].set(bias);
     node->saved[Node::kRstd].set(rstd);
     autograd::set_history(y, node);
+  }
+  if (isFwGradDefined(x) || isFwGradDefined(gate) || isFwGradDefined(weight) || isFwGradDefined(bias)) {
+    // The composite's value, with other last bits, is made beside its tangent and dropped.
+    const Tensor dual = std::get<0>(composite_gated_fwd(options, x, gate, weight, bias));
+    y._set_fw_grad(dual._fw_grad(0), 0, false);
   }
   return {y, rstd};
 }

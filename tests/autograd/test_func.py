@@ -90,6 +90,26 @@ def test_forward_ad_inside_torch_func_keeps_the_primal():
         assert same_bits(forward_ad.unpack_dual(F.rms_norm(dual, N, w)).tangent, tangent)
 
 
+@pytest.mark.parametrize("norm_before_gate", [True, False])
+@pytest.mark.parametrize("which", range(4), ids=["input", "gate", "weight", "bias"])
+def test_forward_ad_keeps_the_primal_of_gated_norms(norm_before_gate, which):
+    args = [numbers(s, torch.float32, "cpu", i) for i, s in enumerate([(64, N), (64, N), N, N])]
+
+    def norm(*args):
+        x, z, w, b = args
+        return F.rms_norm_gated(x, z, N, w, bias=b, norm_before_gate=norm_before_gate)
+
+    tangents = [torch.zeros_like(t) for t in args]
+    tangents[which] = torch.ones_like(args[which])
+    with Calls() as calls:
+        y, tangent = jvp(norm, tuple(args), tuple(tangents))
+    assert calls.fused() == {"rms_norm_gated_fwd": 1}
+    assert same_bits(y, norm(*args))
+    wide = [t.double() for t in args]
+    _, expected = jvp(norm, tuple(wide), tuple(t.double() for t in tangents))
+    torch.testing.assert_close(tangent.double(), expected, rtol=1e-4, atol=1e-4)
+
+
 # in_dims of x, weight and bias; where x is batched, at which of its three dimensions.
 IN_DIMS = [
     (0, None, None),
