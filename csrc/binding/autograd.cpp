@@ -215,12 +215,18 @@ Four gated_bwd(const GatedOptions& options, const Tensor& dy, const Tensor& x, c
 
 void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight,
                  const OptTensor& bias) {
-  TORCH_CHECK(
-      !autograd::compute_requires_grad(x, residual, weight, bias),
-      "add_rms_norm_ works in place and has no derivative: call add_rms_norm, or use torch.no_grad()");
-  TORCH_CHECK(
-      !isFwGradDefined(x) && !isFwGradDefined(residual) && !isFwGradDefined(weight) && !isFwGradDefined(bias),
-      "add_rms_norm_ works in place and has no derivative: call add_rms_norm");
+  const auto refuse = [](const char* name, const auto& t) {
+    TORCH_CHECK(
+        !autograd::compute_requires_grad(t), name,
+        " requires grad, but add_rms_norm_ works in place and has no derivative: call add_rms_norm, or "
+        "use torch.no_grad()");
+    TORCH_CHECK(!isFwGradDefined(t), name,
+                " has a tangent, but add_rms_norm_ works in place and has no derivative: call add_rms_norm");
+  };
+  refuse("input", x);
+  refuse("residual", residual);
+  refuse("weight", weight);
+  refuse("bias", bias);
   {
     at::AutoDispatchBelowADInplaceOrView guard;
     call_add_inplace(options, x, residual, weight, bias);
