@@ -59,7 +59,7 @@ _DERIVATIVES = (
     ),
     M(
         "autograd.cpp",
-        "!autograd::compute_requires_grad(x, residual, weight, bias)",
+        "!autograd::compute_requires_grad(t)",
         "true",
         "add_rms_norm_ takes what needs a gradient",
         (_AUTOGRAD, _ERRORS),

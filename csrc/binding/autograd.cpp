@@ -162,9 +162,6 @@ Three bwd(const Options& options, const Tensor& dy, const Tensor& x, const OptTe
 
 Two gated_fwd(const GatedOptions& options, const Tensor& x, const Tensor& gate, const OptTensor& weight,
               const OptTensor& bias) {
-  if (isFwGradDefined(x) || isFwGradDefined(gate) || isFwGradDefined(weight) || isFwGradDefined(bias)) {
-    return composite_gated_fwd(options, x, gate, weight, bias);
-  }
   Tensor y, rstd;
   {
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -181,6 +178,11 @@ Two gated_fwd(const GatedOptions& options, const Tensor& x, const Tensor& gate, 
     node->saved[Node::kBias].set(bias);
     node->saved[Node::kRstd].set(rstd);
     autograd::set_history(y, node);
+  }
+  if (isFwGradDefined(x) || isFwGradDefined(gate) || isFwGradDefined(weight) || isFwGradDefined(bias)) {
+    // The composite's value, with other last bits, is made beside its tangent and dropped.
+    const Tensor dual = std::get<0>(composite_gated_fwd(options, x, gate, weight, bias));
+    y._set_fw_grad(dual._fw_grad(0), 0, false);
   }
   return {y, rstd};
 }
@@ -213,12 +215,18 @@ Four gated_bwd(const GatedOptions& options, const Tensor& dy, const Tensor& x, c
 
 void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight,
                  const OptTensor& bias) {
-  TORCH_CHECK(
-      !autograd::compute_requires_grad(x, residual, weight, bias),
-      "add_rms_norm_ works in place and has no derivative: call add_rms_norm, or use torch.no_grad()");
-  TORCH_CHECK(
-      !isFwGradDefined(x) && !isFwGradDefined(residual) && !isFwGradDefined(weight) && !isFwGradDefined(bias),
-      "add_rms_norm_ works in place and has no derivative: call add_rms_norm");
+  const auto refuse = [](const char* name, const auto& t) {
+    TORCH_CHECK(
+        !autograd::compute_requires_grad(t), name,
+        " requires grad, but add_rms_norm_ works in place and has no derivative: call add_rms_norm, or "
+        "use torch.no_grad()");
+    TORCH_CHECK(!isFwGradDefined(t), name,
+                " has a tangent, but add_rms_norm_ works in place and has no derivative: call add_rms_norm");
+  };
+  refuse("input", x);
+  refuse("residual", residual);
+  refuse("weight", weight);
+  refuse("bias", bias);
   {
     at::AutoDispatchBelowADInplaceOrView guard;
     call_add_inplace(options, x, residual, weight, bias);

@@ -126,10 +126,32 @@ Four gated_bwd(const GatedOptions& options, const Tensor& dy, const Tensor& x, c
   return {dx, dgate, dw, db};
 }
 
+// Weight or bias of the batch of x, which has `dims` dimensions: in front the batch, then what broadcasts
+// over the rows of a sample.
+OptTensor of_batch(const Level& vmap, const OptTensor& t, const c10::SymInt& size, int64_t dims) {
+  if (!present(t)) return t;
+  Tensor rows = vmap.rows(*t, size);
+  while (rows.dim() < dims) rows = rows.unsqueeze(1);
+  return rows;
+}
+
+// Written in place is the batch itself, by the operator that refuses what must not be written.
 void add_inplace(const Options& options, Tensor& x, Tensor& residual, const OptTensor& weight,
                  const OptTensor& bias) {
-  auto [y, rstd] = call_fwd(options, residual.add_(x), weight, bias);
-  x.copy_(y);
+  const Level vmap = Level::of(x, residual, weight, bias);
+  for (const auto& [t, name] : {std::pair(&x, "input"), std::pair(&residual, "residual")}) {
+    TORCH_CHECK(vmap.batches(*t), name,
+                " must be batched by vmap to be written in place, because another argument is: expand and "
+                "clone it, or call add_rms_norm");
+  }
+  const OutsideVmap guard(kBatched);
+  Tensor rows = vmap.unwrap(x), residual_rows = vmap.unwrap(residual);
+  OptTensor w = weight, b = bias;
+  if (vmap.batches(weight) || vmap.batches(bias)) {
+    w = of_batch(vmap, weight, rows.sym_size(0), rows.dim());
+    b = of_batch(vmap, bias, rows.sym_size(0), rows.dim());
+  }
+  call_add_inplace(options, rows, residual_rows, w, b);
 }
 
 }  // namespace

@@ -19,15 +19,19 @@ class _Finder:
 
     def __init__(self, awaited: str, module: str) -> None:
         self.awaited, self.module = awaited, module
+        self.asking = False
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != self.awaited:
+        # Another finder of this kind (a package that was reloaded) asks this one in turn.
+        if name != self.awaited or self.asking:
             return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        found = (finder.find_spec(name, path, target) for finder in others)
-        spec = next((spec for spec in found if spec is not None), None)
+        self.asking = True
+        try:
+            spec = self._of_the_others(name, path, target)
+        finally:
+            self.asking = False
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
@@ -39,6 +43,19 @@ class _Finder:
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
+
+    def _of_the_others(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None
+    ) -> ModuleSpec | None:
+        """As the import system asks them, which passes over what has no ``find_spec``."""
+        for finder in sys.meta_path:
+            find_spec = getattr(finder, "find_spec", None)
+            if finder is self or find_spec is None:
+                continue
+            spec = find_spec(name, path, target)
+            if spec is not None:
+                return spec
+        return None
 
 
 def _import(module: str, awaited: str) -> None:

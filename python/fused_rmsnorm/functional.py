@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _eager
+from ._numbers import traced_numbers
 from ._ops import ops
 from ._shapes import as_shape, flat, in_groups, refuse_nested, rows_in_place, rows_of
 
@@ -122,7 +123,10 @@ def rms_norm(
         rows = in_groups(input, shape, group_size, "input")
         w = in_groups(weight, shape, group_size, "weight")
         b = in_groups(bias, shape, group_size, "bias")
-    op = _rms_norm if _is_compiling() else _eager.rms_norm
+    op = _eager.rms_norm
+    if _is_compiling():
+        op = _rms_norm
+        eps, p, weight_offset = traced_numbers(eps, p, weight_offset)
     y = op(rows, w, b, eps, p, weight_offset, casting_mode)
     return y if rows is input else y.reshape(input.shape)
 
@@ -167,7 +171,10 @@ def composite_rms_norm(
         rows = in_groups(input, shape, group_size, "input")
         w = in_groups(weight, shape, group_size, "weight")
         b = in_groups(bias, shape, group_size, "bias")
-    op = _rms_norm_composite if _is_compiling() else _eager.composite_rms_norm
+    op = _eager.composite_rms_norm
+    if _is_compiling():
+        op = _rms_norm_composite
+        eps, p, weight_offset = traced_numbers(eps, p, weight_offset)
     y = op(rows, w, b, eps, p, weight_offset, casting_mode)
     return y if rows is input else y.reshape(input.shape)
 
@@ -225,7 +232,10 @@ def add_rms_norm(
         residual_rows = in_groups(residual, shape, group_size, "residual")
         w = in_groups(weight, shape, group_size, "weight")
         b = in_groups(bias, shape, group_size, "bias")
-    op = _add_rms_norm if _is_compiling() else _eager.add_rms_norm
+    op = _eager.add_rms_norm
+    if _is_compiling():
+        op = _add_rms_norm
+        eps, p, weight_offset = traced_numbers(eps, p, weight_offset)
     y, s = op(rows, residual_rows, w, b, eps, p, weight_offset, casting_mode)
     return (y, s) if rows is input else (y.reshape(input.shape), s.reshape(input.shape))
 
@@ -278,7 +288,10 @@ def add_rms_norm_(
         residual_rows = in_groups(residual_rows, row, group_size, "residual")
         w = in_groups(weight, shape, group_size, "weight")
         b = in_groups(bias, shape, group_size, "bias")
-    op = _add_rms_norm_ if _is_compiling() else _eager.add_rms_norm_
+    op = _eager.add_rms_norm_
+    if _is_compiling():
+        op = _add_rms_norm_
+        eps, p, weight_offset = traced_numbers(eps, p, weight_offset)
     op(rows, residual_rows, w, b, eps, p, weight_offset, casting_mode)
     return input, residual
 
@@ -337,7 +350,10 @@ def rms_norm_gated(
             casting_mode=casting_mode,
         )
     shape = as_shape(normalized_shape)
-    op = _rms_norm_gated if _is_compiling() else _eager.rms_norm_gated
+    op = _eager.rms_norm_gated
+    if _is_compiling():
+        op = _rms_norm_gated
+        eps, p, weight_offset = traced_numbers(eps, p, weight_offset)
     if group_size is None:
         args = (
             rows_of(input, shape, "input"),
@@ -391,7 +407,10 @@ def composite_rms_norm_gated(
             casting_mode=casting_mode,
         )
     shape = as_shape(normalized_shape)
-    op = _rms_norm_gated_composite if _is_compiling() else _eager.composite_rms_norm_gated
+    op = _eager.composite_rms_norm_gated
+    if _is_compiling():
+        op = _rms_norm_gated_composite
+        eps, p, weight_offset = traced_numbers(eps, p, weight_offset)
     if group_size is None:
         args = (
             rows_of(input, shape, "input"),

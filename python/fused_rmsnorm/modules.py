@@ -129,7 +129,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Tensor) and x.is_nested:
-            return of_each_sequence(self.forward, x)
+            return of_each_sequence(self.forward, x, len(self.normalized_shape))
         fuse = self.compile_mode == "fuse" and torch.compiler.is_compiling()
         norm = functional.composite_rms_norm if fuse else functional.rms_norm
         return norm(

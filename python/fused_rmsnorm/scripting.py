@@ -3,7 +3,8 @@
 TorchScript reads source, and only a small part of Python; the modules' own ``forward`` is written
 to be quick in eager mode. torch.jit.script asks a module for a stand-in by
 ``__prepare_scriptable__`` and, in a model that holds the module, leaves the stand-in there: so it
-shares the parameters, is an RMSNorm as well, and does the same when Python calls it.
+shares the parameters, is of the module's class as well, prints as it does, and does the same when
+Python calls it.
 """
 
 # No `from __future__ import annotations`: TorchScript evaluates a class's annotations, not strings.
@@ -15,15 +16,39 @@ from torch import Tensor
 from ._ops import ops
 from .modules import STAND_INS, AddRMSNorm, PRMSNorm, RMSNorm, RMSNormGated
 
-__all__ = ["ScriptableAddRMSNorm", "ScriptableRMSNorm", "ScriptableRMSNormGated"]
+__all__ = [
+    "ScriptableAddRMSNorm",
+    "ScriptablePRMSNorm",
+    "ScriptableRMSNorm",
+    "ScriptableRMSNormGated",
+]
 
 
-def _rows(t: Tensor, dims: int, group_size: Optional[int]) -> Tensor:  # noqa: UP045
+def _listed(shape: list[int]) -> list[int]:
+    """TorchScript makes a list of the tuple that it is given."""
+    return shape
+
+
+def _rows(
+    t: Tensor,
+    shape: list[int],
+    group_size: Optional[int],  # noqa: UP045
+    name: str,
+) -> Tensor:
+    """As the functions make them: of another shape with as many elements there are rows, too."""
+    dims = len(shape)
+    if t.dim() < dims or t.shape[t.dim() - dims :] != shape:
+        raise RuntimeError(f"{name} must end in normalized_shape {shape}, but has shape {t.shape}")
     rows = t.flatten(-dims)
     return rows if group_size is None else rows.unflatten(-1, [-1, group_size])
 
 
-class ScriptableRMSNorm(RMSNorm):
+class _PrintsAsTheModule(RMSNorm):
+    def _get_name(self) -> str:
+        return type(self).__name__.removeprefix("Scriptable")
+
+
+class ScriptableRMSNorm(_PrintsAsTheModule):
     weight: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
     bias: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
     group_size: Optional[int]  # noqa: UP045
@@ -34,11 +59,12 @@ class ScriptableRMSNorm(RMSNorm):
         if not torch.jit.is_scripting():
             return super().forward(x)
         weight, bias = self.weight, self.bias
-        dims, group_size = len(self.normalized_shape), self.group_size
+        shape = _listed(self.normalized_shape)  # type: ignore[arg-type]
+        group_size = self.group_size
         y = ops.rms_norm(
-            _rows(x, dims, group_size),
-            None if weight is None else _rows(weight, dims, group_size),
-            None if bias is None else _rows(bias, dims, group_size),
+            _rows(x, shape, group_size, "input"),
+            None if weight is None else _rows(weight, shape, group_size, "weight"),
+            None if bias is None else _rows(bias, shape, group_size, "bias"),
             self.eps,
             self.p,
             self.weight_offset,
@@ -47,7 +73,11 @@ class ScriptableRMSNorm(RMSNorm):
         return y.view(x.shape)
 
 
-class ScriptableAddRMSNorm(AddRMSNorm):
+class ScriptablePRMSNorm(ScriptableRMSNorm, PRMSNorm):
+    """Both, in this order: ScriptableRMSNorm's forward, and isinstance of PRMSNorm."""
+
+
+class ScriptableAddRMSNorm(_PrintsAsTheModule, AddRMSNorm):
     weight: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
     bias: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
     group_size: Optional[int]  # noqa: UP045
@@ -58,12 +88,13 @@ class ScriptableAddRMSNorm(AddRMSNorm):
         if not torch.jit.is_scripting():
             return super().forward(input, residual)
         weight, bias = self.weight, self.bias
-        dims, group_size = len(self.normalized_shape), self.group_size
+        shape = _listed(self.normalized_shape)  # type: ignore[arg-type]
+        group_size = self.group_size
         y, s = ops.add_rms_norm(
-            _rows(input, dims, group_size),
-            _rows(residual, dims, group_size),
-            None if weight is None else _rows(weight, dims, group_size),
-            None if bias is None else _rows(bias, dims, group_size),
+            _rows(input, shape, group_size, "input"),
+            _rows(residual, shape, group_size, "residual"),
+            None if weight is None else _rows(weight, shape, group_size, "weight"),
+            None if bias is None else _rows(bias, shape, group_size, "bias"),
             self.eps,
             self.p,
             self.weight_offset,
@@ -72,7 +103,7 @@ class ScriptableAddRMSNorm(AddRMSNorm):
         return y.view(input.shape), s.view(input.shape)
 
 
-class ScriptableRMSNormGated(RMSNormGated):
+class ScriptableRMSNormGated(_PrintsAsTheModule, RMSNormGated):
     weight: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
     bias: Optional[Tensor]  # type: ignore[assignment]  # noqa: UP045
     group_size: Optional[int]  # noqa: UP045
@@ -83,10 +114,11 @@ class ScriptableRMSNormGated(RMSNormGated):
         if not torch.jit.is_scripting():
             return super().forward(input, gate)
         weight, bias = self.weight, self.bias
-        dims, group_size = len(self.normalized_shape), self.group_size
-        weight = None if weight is None else _rows(weight, dims, group_size)
-        bias = None if bias is None else _rows(bias, dims, group_size)
-        rows = _rows(input, dims, group_size)
+        shape = _listed(self.normalized_shape)  # type: ignore[arg-type]
+        group_size = self.group_size
+        weight = None if weight is None else _rows(weight, shape, group_size, "weight")
+        bias = None if bias is None else _rows(bias, shape, group_size, "bias")
+        rows = _rows(input, shape, group_size, "input")
         if gate is None:
             y = ops.rms_norm(
                 rows, weight, bias, self.eps, self.p, self.weight_offset, self.casting_mode
@@ -94,7 +126,7 @@ class ScriptableRMSNormGated(RMSNormGated):
         else:
             y = ops.rms_norm_gated(
                 rows,
-                _rows(gate, dims, group_size),
+                _rows(gate, shape, group_size, "gate"),
                 weight,
                 bias,
                 self.activation,
@@ -110,7 +142,7 @@ class ScriptableRMSNormGated(RMSNormGated):
 STAND_INS.update(
     {
         RMSNorm: ScriptableRMSNorm,
-        PRMSNorm: ScriptableRMSNorm,
+        PRMSNorm: ScriptablePRMSNorm,
         AddRMSNorm: ScriptableAddRMSNorm,
         RMSNormGated: ScriptableRMSNormGated,
     }

@@ -90,6 +90,26 @@ def test_forward_ad_inside_torch_func_keeps_the_primal():
         assert same_bits(forward_ad.unpack_dual(F.rms_norm(dual, N, w)).tangent, tangent)
 
 
+@pytest.mark.parametrize("norm_before_gate", [True, False])
+@pytest.mark.parametrize("which", range(4), ids=["input", "gate", "weight", "bias"])
+def test_forward_ad_keeps_the_primal_of_gated_norms(norm_before_gate, which):
+    args = [numbers(s, torch.float32, "cpu", i) for i, s in enumerate([(64, N), (64, N), N, N])]
+
+    def norm(*args):
+        x, z, w, b = args
+        return F.rms_norm_gated(x, z, N, w, bias=b, norm_before_gate=norm_before_gate)
+
+    tangents = [torch.zeros_like(t) for t in args]
+    tangents[which] = torch.ones_like(args[which])
+    with Calls() as calls:
+        y, tangent = jvp(norm, tuple(args), tuple(tangents))
+    assert calls.fused() == {"rms_norm_gated_fwd": 1}
+    assert same_bits(y, norm(*args))
+    wide = [t.double() for t in args]
+    _, expected = jvp(norm, tuple(wide), tuple(t.double() for t in tangents))
+    torch.testing.assert_close(tangent.double(), expected, rtol=1e-4, atol=1e-4)
+
+
 # in_dims of x, weight and bias; where x is batched, at which of its three dimensions.
 IN_DIMS = [
     (0, None, None),
@@ -292,6 +312,65 @@ def test_in_place_under_vmap():
     vmap(lambda a, c: F.add_rms_norm_(a, c, N, w)[0])(a, c)
     assert same_bits(a, y)
     assert same_bits(c, s)
+
+
+@pytest.mark.parametrize("dims", [(0, 0), (1, 0), (0, 2)], ids=str)
+@pytest.mark.parametrize("batched", ["neither", "weight", "bias", "both"])
+@pytest.mark.parametrize("rows", [(), (3,)], ids=["a weight", "weights of rows"])
+def test_in_place_under_vmap_with_weights_of_each_sample(dims, batched, rows):
+    x, r = (numbers((4, 2, 3, N), torch.float32, "cpu", i) for i in range(2))
+    w, b = (numbers((4, *rows, N), torch.float32, "cpu", i) for i in (2, 3))
+    w_dim, b_dim = (0 if batched in (name, "both") else None for name in ("weight", "bias"))
+    w, b = (t if dim == 0 else t[0] for t, dim in ((w, w_dim), (b, b_dim)))
+    y, s = vmap(lambda x, r, w, b: F.add_rms_norm(x, r, N, w, bias=b), (0, 0, w_dim, b_dim))(
+        x, r, w, b
+    )
+    a, c = (t.movedim(0, d).contiguous() for t, d in zip((x, r), dims, strict=True))
+    versions = a._version, c._version
+    vmap(lambda a, c, w, b: F.add_rms_norm_(a, c, N, w, bias=b)[0], (*dims, w_dim, b_dim))(
+        a, c, w, b
+    )
+    torch.testing.assert_close(a.movedim(dims[0], 0), y)
+    assert same_bits(c.movedim(dims[1], 0), s)
+    assert a._version > versions[0]
+    assert c._version > versions[1]
+
+
+def llama(x, r, w):
+    F.add_rms_norm_(x.half(), r.half(), N, torch.ones(N), casting_mode="llama")
+
+
+# Which of input and residual are batched (a weight always is), the call, and what is said of it.
+REFUSED_UNDER_VMAP = {
+    "a weight of each": (
+        None,
+        None,
+        lambda x, r, w: F.add_rms_norm_(x, r, N, w),
+        "input must be b",
+    ),
+    "input of each": (0, None, lambda x, r, w: F.add_rms_norm_(x, r[0], N), "residual must be bat"),
+    "residual of each": (None, 0, lambda x, r, w: F.add_rms_norm_(x[0], r, N), "input must be bat"),
+    "one tensor twice": (0, 0, lambda x, r, w: F.add_rms_norm_(r, r, N), "single memory location"),
+    "a weight of the input": (
+        0,
+        0,
+        lambda x, r, w: F.add_rms_norm_(x, r, N, x[0]),
+        "weight must n",
+    ),
+    "a wider weight": (0, 0, llama, "input must have dtype Float"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED_UNDER_VMAP)
+def test_what_is_refused_in_place_is_refused_under_vmap(kind):
+    """And nothing is written before that."""
+    x, r, w = (numbers((4, 4, N), torch.float32, "cpu", i) for i in range(3))
+    before = [t.clone() for t in (x, r)]
+    x_dim, r_dim, call, message = REFUSED_UNDER_VMAP[kind]
+    with pytest.raises((RuntimeError, TypeError), match=message):
+        vmap(call, (x_dim, r_dim, 0), None)(x, r, w)
+    assert same_bits(x, before[0])
+    assert same_bits(r, before[1])
 
 
 def test_functionalization():

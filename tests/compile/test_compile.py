@@ -2,7 +2,9 @@
 mode, which shows plain operations, within the bounds of the definition."""
 
 import re
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from cases import LAYOUTS, OPTION_SETS, lay_out, numbers
@@ -237,6 +239,42 @@ def test_eps_and_p_as_arguments():
     model = compiled(function, dynamic=True)
     for eps, p in ((1e-5, 0.5), (0.1, 0.5), (0.2, 0.25), (0.3, 0.07)):
         assert same_bits(model(x, eps, p), function(x, eps, p))
+
+
+@pytest.mark.parametrize("name", ["eps", "p", "weight_offset"])
+@pytest.mark.parametrize("make", [torch.tensor, np.float64, np.float32, Fraction])
+@pytest.mark.parametrize("norm", ["rms_norm", "composite_rms_norm", "add_rms_norm"])
+def test_numbers_as_in_eager_mode(norm, make, name):
+    """Those of torch and numpy, too, made inside of what is compiled."""
+    x, w = leaf((4, N)), numbers(N, torch.float32, "cpu", 1)
+    xs = (x, x) if norm == "add_rms_norm" else (x,)
+
+    def function(*xs):
+        return getattr(F, norm)(*xs, N, w, **{name: make(0.5)})
+
+    model = torch.compile(function, fullgraph=make is not np.float32, backend="aot_eager")
+    for a, e in zip(model(*xs), function(*xs), strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [torch.tensor(0.5), np.float32(0.5)], ids=repr)
+def test_a_number_that_is_only_known_when_it_runs(value):
+    """It ends the graph, as in torch.nn.functional.rms_norm, and is taken."""
+    x = leaf((4, N))
+    function = lambda x, eps: F.rms_norm(x, N, None, eps)  # noqa: E731
+    model = torch.compile(function, backend="aot_eager")
+    assert same_bits(model(x, value), function(x, value))
+    norm = RMSNorm(N)
+    norm.eps = value
+    assert same_bits(torch.compile(norm, backend="aot_eager")(x), norm(x))
+
+
+@pytest.mark.parametrize(
+    "value", [True, torch.ones(2), torch.ones((), requires_grad=True)], ids=["bool", "dims", "grad"]
+)
+def test_what_is_no_number_in_eager_mode_is_none_compiled(value):
+    with pytest.raises(TypeError, match="eps must be a number"):
+        torch.compile(lambda x: F.rms_norm(x, N, None, value), backend="eager")(leaf((4, N)))
 
 
 def test_a_replaced_model():

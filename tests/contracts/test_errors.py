@@ -201,6 +201,21 @@ def test_residual(function, residual, kind, message):
         function(x.clone(), residual, 8, w)
 
 
+@pytest.mark.parametrize("name", ["input", "residual", "weight", "bias"])
+def test_in_place_says_what_would_want_a_gradient(name):
+    args = {"input": x.clone(), "residual": x.clone(), "weight": w, "bias": b}
+    leaf = args[name].clone().requires_grad_()
+    given = {**args, name: leaf * 1 if name in ("input", "residual") else leaf}
+    with pytest.raises(RuntimeError, match=rf"^{name} requires grad, but add_rms_norm_ works in"):
+        F.add_rms_norm_(normalized_shape=8, **given)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(args[name], torch.ones_like(args[name]))
+        with pytest.raises(RuntimeError, match=rf"^{name} has a tangent, but add_rms_norm_ works"):
+            F.add_rms_norm_(normalized_shape=8, **{**args, name: dual})
+    with pytest.raises(TypeError, match=r"^input must be a tensor, but got None"):
+        ops.add_rms_norm_(None, x.clone(), w)
+
+
 def test_in_place():
     with pytest.raises(RuntimeError, match=r"has no derivative: call add_rms_norm"):
         F.add_rms_norm_(x.clone(), x.clone(), 8, w.clone().requires_grad_())

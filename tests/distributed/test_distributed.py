@@ -98,6 +98,21 @@ def test_order_of_imports(first):
     run_alone(f"import sys, torch, {first}, fused_rmsnorm\n" + REGISTERED)
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        "importlib.reload(fused_rmsnorm)",
+        "[sys.modules.pop(m) for m in list(sys.modules) if m.startswith('fused_rmsnorm')]; "
+        "import fused_rmsnorm",
+        "sys.meta_path.insert(0, type('Old', (), {'find_module': lambda *_: None})())",
+    ],
+    ids=["reloaded", "imported anew", "a finder without find_spec"],
+)
+def test_beside_other_finders(before):
+    """One of our own kind, of a package that was imported twice, and one of before Python 3.4."""
+    run_alone(f"import importlib, sys, torch, fused_rmsnorm\n{before}\n" + REGISTERED)
+
+
 def test_another_dtensor_is_no_reason_to_fail():
     """A later torch may move what the rules are made of: then a warning, and torch works."""
     run_alone(

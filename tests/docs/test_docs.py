@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -157,6 +158,16 @@ def test_tests_are_named_beside_their_files() -> None:
                 if f"def {name}(" not in sources.get(file, ""):
                     wrong.append((page, file, name))
     assert wrong == []
+
+
+def test_arguments_of_the_modules_are_those_of_their_forward() -> None:
+    """In the table of docs/api.md, which people call them by."""
+    line = r"^\| `(\w+)\(.*`forward\(([^)]*)\)"
+    found = dict(re.findall(line, TEXTS["docs/api.md"], re.MULTILINE))
+    assert found.keys() == {"RMSNorm", "AddRMSNorm", "RMSNormGated"}
+    for name, given in found.items():
+        parameters = list(inspect.signature(getattr(fused_rmsnorm, name).forward).parameters)
+        assert [p.partition("=")[0].strip() for p in given.split(",")] == parameters[1:], name
 
 
 # -- the site --------------------------------------------------------------------------------------

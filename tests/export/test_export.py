@@ -13,7 +13,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fused_rmsnorm
-from fused_rmsnorm import AddRMSNorm, PRMSNorm, RMSNorm
+from fused_rmsnorm import AddRMSNorm, PRMSNorm, RMSNorm, RMSNormGated
 from fused_rmsnorm import functional as F
 
 N = 24
@@ -191,6 +191,27 @@ def test_jit_script(norm, args, others):
             assert_same_calls(function, norm, given)
 
 
+WRONG_SHAPES = {
+    "as many elements": (RMSNorm((4, 6)), [(3, 6, 4)], "input"),
+    "no weight to compare with": (RMSNorm(8, elementwise_affine=False), [(3, 7)], "input"),
+    "whole groups": (RMSNorm(8, group_size=4, elementwise_affine=False), [(3, 12)], "input"),
+    "a residual": (AddRMSNorm((4, 6)), [(3, 4, 6), (3, 6, 4)], "residual"),
+    "a gate": (RMSNormGated((4, 6)), [(3, 4, 6), (3, 6, 4)], "gate"),
+    "too few dimensions": (RMSNorm((4, 6)), [(24,)], "input"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_SHAPES)
+def test_jit_script_refuses_what_eager_mode_refuses(kind):
+    norm, shapes, name = WRONG_SHAPES[kind]
+    args = [torch.ones(shape) for shape in shapes]
+    message = rf"{name} must end in normalized_shape \[.*\], but has shape \[.*\]"
+    with pytest.raises(RuntimeError, match=message):
+        norm(*args)
+    with pytest.raises(torch.jit.Error, match=message):  # what TorchScript makes of it
+        torch.jit.script(norm)(*args)
+
+
 def test_jit_script_of_a_model():
     """torch.jit.script leaves what it compiled in place of the module: the model has to stay what
     it was, with its parameters, bits, gradients and fuse mode."""
@@ -212,6 +233,15 @@ def test_jit_script_of_a_model():
     torch._dynamo.reset()
     graph = torch.export.export(model, (x,)).graph
     assert ours(graph) == ["rms_norm.default", "rms_norm_composite.default"]
+
+
+@pytest.mark.parametrize("kind", [RMSNorm, PRMSNorm, AddRMSNorm, RMSNormGated])
+def test_jit_script_leaves_a_module_of_its_class(kind):
+    model = nn.ModuleDict({"norm": kind(N)})
+    text = repr(model)
+    torch.jit.script(model)
+    assert isinstance(model["norm"], kind)
+    assert repr(model) == text
 
 
 def test_jit_script_of_an_operator():

@@ -301,6 +301,27 @@ def test_nested_tensors(layout, kind) -> None:
     torch.testing.assert_close(nested.grad.unbind()[0], dense.grad)
 
 
+def test_the_bounds_of_the_lengths_stay_known() -> None:
+    """As of torch's norm. Compiled padding has no other measure, and padded to the sum of them."""
+    nested = torch.nested.nested_tensor(
+        [torch.randn(n, D) for n in LENGTHS], layout=torch.jagged, requires_grad=True
+    )
+    given = torch.nested.nested_tensor_from_jagged(
+        torch.randn(5, D), torch.tensor([0, 2, 5]), min_seqlen=1, max_seqlen=4
+    )
+    unknown = torch.nested.nested_tensor_from_jagged(torch.randn(5, D), torch.tensor([0, 2, 5]))
+    for tensor in (nested, given, unknown):
+        for name in ("_maybe_min_seqlen", "_maybe_max_seqlen"):
+            expected = getattr(nn.RMSNorm(D)(tensor), name)
+            assert getattr(RMSNorm(D)(tensor), name) == getattr(tensor, name) == expected
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def padded(norm: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.nested.to_padded_tensor(norm(tensor), 0.0)
+
+    assert padded(RMSNorm(D), nested).shape == (len(LENGTHS), max(LENGTHS), D)
+
+
 def test_nested_tensors_as_torch_takes_them() -> None:
     parts = [torch.randn(n, 3, D) for n in LENGTHS]
     nested = torch.nested.nested_tensor(parts, layout=torch.jagged)
@@ -310,3 +331,8 @@ def test_nested_tensors_as_torch_takes_them() -> None:
     torch.testing.assert_close(ours(turned).values(), theirs(turned).values())
     with pytest.raises(RuntimeError, match="must not vary in length in its last dimension"):
         ours(nested.transpose(1, 3))
+    # All sequences together would have that shape.
+    with pytest.raises(RuntimeError, match="must not vary in length in its last 3 dimensions"):
+        RMSNorm(nested.values().shape)(nested)
+    part = RMSNorm((3, D))(nested).unbind()[1]
+    torch.testing.assert_close(part, RMSNorm((3, D))(parts[1]))

@@ -2,10 +2,12 @@
 that chooses among them. What needs several versions of torch is done by `make wheel`."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 from pathlib import Path
 
@@ -137,6 +139,35 @@ def test_the_newest_build_is_the_last(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "torch-2.15").mkdir()  # nothing in it
     monkeypatch.setattr(_library, "LIBRARIES", tmp_path)
     assert _library.built_for() == ["2.9", "2.14", "2.100"]
+
+
+@pytest.mark.parametrize("module", ["_eager", "_info"])
+@pytest.mark.parametrize("there", [True, False], ids=["for another Python", "not there"])
+def test_another_python_is_one_clear_line(module: str, there: bool, tmp_path: Path) -> None:
+    """A checkout that one Python built and another imports; Python itself spoke of a circle."""
+    shutil.copytree(
+        PACKAGE, tmp_path / "fused_rmsnorm", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (extension,) = (tmp_path / "fused_rmsnorm").rglob(f"{module}.*.so")
+    if there:
+        extension.rename(extension.with_name(f"{module}.cpython-399-x86_64-linux-gnu.so"))
+    else:
+        extension.unlink()
+    done = subprocess.run(
+        [sys.executable, "-c", "import fused_rmsnorm"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    if there:
+        assert "this build of fused_rmsnorm is for cpython-399-x86_64-linux-gnu, but this" in last
+        assert str(sysconfig.get_config_var("SOABI")) in last
+    else:
+        assert f"{module} is missing" in last
+    assert last.startswith("ImportError: ")
+    assert "pip install --no-build-isolation" in last
 
 
 def test_a_library_that_does_not_load_says_so(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ class WeightTypedRMSNorm(RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Tensor) and x.is_nested:
-            return of_each_sequence(self.forward, x)
+            return of_each_sequence(self.forward, x, len(self.normalized_shape))
         weight_type = self.weight.dtype
         half = weight_type in (torch.float16, torch.bfloat16)
         if x.dtype == weight_type or not half:
