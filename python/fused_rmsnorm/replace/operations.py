@@ -24,7 +24,7 @@ __all__ = ["may_refuse", "needs_its_gate", "other_than_arithmetic", "parameters_
 # All that a norm is made of; by name, without a trailing _.
 _ARITHMETIC = {
     *("add", "sub", "rsub", "mul", "div", "reciprocal", "pow", "square", "sqrt", "rsqrt"),
-    *("mean", "sum", "addcmul", "norm", "linalg_vector_norm", "rms_norm", "rms_norm_fwd"),
+    *("mean", "sum", "addcmul", "norm", "linalg_vector_norm", "rms_norm"),
     *("_fused_rms_norm", "_fused_rms_norm_backward", "_to_copy", "full", "scalar_tensor"),
     "empty_like",
 }
