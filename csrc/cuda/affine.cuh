@@ -72,7 +72,8 @@ __device__ __forceinline__ void load_scale_inside(const Call& call, int c, T (&s
 }
 
 // The norm of columns of which `out` holds x * r; load_scale and load_bias fill their argument. For the
-// forward's y, and for the backward of a gate that multiplies it. kAlone: there is a weight and no bias.
+// forward's y, and for the backward of a gate that multiplies it. kAlone: there is no bias, and without
+// a weight load_scale gives 1.
 template <class X, bool kAlone = false, class Call, class T, int V, class LoadScale, class LoadBias>
 __device__ __forceinline__ void apply_weight(const Call& call, bool llama, T (&out)[V], LoadScale load_scale,
                                              LoadBias load_bias) {
@@ -104,8 +105,8 @@ __device__ __forceinline__ void ask_for(const void* weight, int n, int thread, i
 }
 
 // The scale of a thread's columns of aligned rows. Where so many bytes of registers hold it, it is made
-// before the first row and serves them all. Where kPacked do, the weight is read before, as it lies in
-// memory, and is on its way while the rows are summed; otherwise it is read where it is used.
+// before the rows are summed, and serves all of them that are in flight, or that follow. Where kPacked do,
+// the weight is read then, as it lies in memory; otherwise where it is used.
 template <class W, class T, int V, int kItems, int kBytes, int kPacked>
 class Scale {
  public:

@@ -79,7 +79,7 @@ const char* launch_general(const Backward& b, const Plan& p, void* stream) {
       return launch<backward_general<X, decltype(form)::value, kThreads, kItems>>(
           how, stream, b, weight_rows_of(b), parts, is_aligned(b, p));
     };
-    if constexpr (kMayBeGated<X>) {
+    if constexpr (kHasUsual<X>) {
       if (is_usual(b, p)) return with_usual_form(b.gate, run);
     }
     return run(FormType<Form::any>{});

@@ -153,6 +153,7 @@ __global__ void __launch_bounds__(kBlock<kShape>, kResident<kShape>)
         if (ahead) stage = stage == kAhead ? 0 : stage + 1;
       }
       __pipeline_wait_prior(0);
+      if (!b.dw && !b.db) continue;  // nor a workspace
       T* partials = pinned(static_cast<T*>(b.workspace) + place * partial_step(b));
       T* const buffer = reinterpret_cast<T*>(shared_memory() + kScratchBytes);
       const bool more = from != place * kRows;

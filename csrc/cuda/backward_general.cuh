@@ -4,9 +4,10 @@
 //
 // Each row of the weight has blocks of its own, which take its rows in turn and sum its dw and db in
 // registers: a partial for each block, added in order by finalize.cuh. As models ask for it (is_usual() of
-// rows.h), and without a gate, a row is read once. Else it is read twice, the second time from the caches:
-// there are no registers left to keep it in. What the gate's exponential gives is kept in shared memory: to
-// compute it again takes several times as many instructions, of fp32 more than the rest of a reading.
+// rows.h, not of fp64), and without a gate, a row is read once. Else it is read twice, the second time from
+// the caches: there are no registers left to keep it in. What the gate's exponential gives is kept in shared
+// memory: to compute it again takes several times as many instructions, of fp32 more than the rest of a
+// reading.
 #pragma once
 #include "backward_any.cuh"
 #include "gate.cuh"
@@ -234,7 +235,7 @@ __global__ void __launch_bounds__(kGeneralBlock<kThreads>, kResidentThreads / kG
   using T = Acc<X>;
   using Number = RowNumber<kForm>;
   // kOnce: a row is kept as it lies in memory, and is read once.
-  constexpr bool kUsual = Row::kUsual, kOnce = kForm == Form::usual, kMayHaveDb = !kUsual || kOnce;
+  constexpr bool kUsual = Row::kUsual, kOnce = kForm == Form::usual, kMayHaveDb = !kIsUsualGate<kForm>;
   constexpr int V = Row::V, kRows = kGeneralBlock<kThreads> / kThreads;
   const int thread = threadIdx.x % kThreads, n = static_cast<int>(b.n);
   const Number w = blockIdx.x / static_cast<unsigned>(parts), part = blockIdx.x - w * parts;

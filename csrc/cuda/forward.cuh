@@ -56,7 +56,7 @@ const char* launch_forward_general(const Forward& f, const Plan& p, void* stream
           forward_general<X, decltype(form)::value, decltype(threads)::value, decltype(items)::value>>(
           how, stream, f, weights, aligned);
     };
-    if constexpr (kMayBeGated<X>) {
+    if constexpr (kHasUsual<X>) {
       if (is_usual(f, p)) return with_usual_form(f.gate, run);
     }
     return run(FormType<Form::any>{});

@@ -1,7 +1,7 @@
 // The forward of calls that the kernels of plain rows do not take: with a weight of several rows, or a gate
-// before or after the norm. What models ask for (is_usual() of rows.h) has a kernel per gate and shape of a
-// row. Another of each shape serves all the rest, rows of any alignment, every kind of gate and the fused
-// add, by branches that all threads take alike, outside of the loops over elements.
+// before or after the norm. What models ask for (is_usual() of rows.h) has, but in fp64, a kernel per gate
+// and shape of a row. Another of each shape serves all the rest, rows of any alignment, every kind of gate
+// and the fused add, by branches that all threads take alike, outside of the loops over elements.
 #pragma once
 #include "fold.cuh"
 #include "forward_rows.cuh"
@@ -67,7 +67,7 @@ class GeneralForward {
   __device__ __forceinline__ void finish(Vec<T, V>& v, const Columns& in, int c, T r, bool llama) const {
 #pragma unroll
     for (int j = 0; j < V; ++j) v.v[j] *= r;
-    apply_weight<X, kUsual && kForm != Form::usual>(
+    apply_weight<X, kIsUsualGate<kForm>>(
         f_, llama, v.v,
         [&](T(&scale)[V]) {
           if (kUsual && f_.weight_offset == 0) return load_weight(f_.weight, c, scale);

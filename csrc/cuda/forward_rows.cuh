@@ -50,7 +50,7 @@ template <int kThreads, class T, int kFlight>
 __device__ __forceinline__ void make_rstds(const Forward& f, T (&rows)[kFlight]) {
   T mine = rows[0];
 #pragma unroll
-  for (int q = 1; q < kFlight; ++q) {
+  for (unsigned q = 1; q < kFlight; ++q) {
     const T other = rows[q];
     mine = threadIdx.x % kFlight == q ? other : mine;
   }
@@ -60,7 +60,7 @@ __device__ __forceinline__ void make_rstds(const Forward& f, T (&rows)[kFlight])
     rows[q] = kFlight == 1 ? mine : __shfl_sync(0xffffffffu, mine, q, kThreads);
 }
 
-// y of a vector of columns. kAlone: there is a weight and no bias. llama: as f says, or a constant.
+// y of a vector of columns. kAlone: as apply_weight() has it. llama: as f says, or a constant.
 template <class Y, bool kAlone = false, class T, class X, int V, class LoadScale, class LoadBias>
 __device__ __forceinline__ Vec<Y, V> normalise(const Forward& f, const Vec<X, V>& x, T r, bool llama,
                                                LoadScale load_scale, LoadBias load_bias) {
@@ -120,9 +120,10 @@ __global__ void __launch_bounds__(kBlock<kShape>, kForwardResident<Types, kShape
     using RowScale = Scale<W, T, V, kItems, 32, sizeof(W) == sizeof(X) && !kInSlots ? 64 : 0>;
     RowScale scale(f.weight, f.weight_offset);
     // A weight and nothing else, as most calls have it, half of them in llama mode: loops of their own ask
-    // for none of the rest.
-    const bool plain = scale.is_plain() && !f.bias;
-    constexpr bool kMayBeLlama = sizeof(X) < sizeof(T) && std::is_same_v<W, X>;  // y has x's dtype
+    // for none of the rest. Under a wider weight torch's llama mode makes a wider y, and has no loop here.
+    constexpr bool kLlamaLoop = sizeof(X) < sizeof(T) && std::is_same_v<W, X>;
+    const bool rounds = sizeof(X) < sizeof(T) && f.llama;
+    const bool plain = scale.is_plain() && !f.bias && (kLlamaLoop || !rounds);
 
     for (int64_t base = int64_t{kCluster ? clusters_of(blockIdx.x, cluster) : blockIdx.x} * (kRows * kFlight);
          base < f.rows; base += step) {
@@ -203,10 +204,12 @@ __global__ void __launch_bounds__(kBlock<kShape>, kForwardResident<Types, kShape
           }
         };
         settled(plain, [&](auto is_plain) {
-          if constexpr (decltype(is_plain)::value && kMayBeLlama) {
-            settled(f.llama, [&](auto is_llama) { finish(is_plain, decltype(is_llama)::value); });
+          if constexpr (!decltype(is_plain)::value) {
+            finish(is_plain, rounds);
+          } else if constexpr (kLlamaLoop) {
+            settled(rounds, [&](auto is_llama) { finish(is_plain, decltype(is_llama)::value); });
           } else {
-            finish(is_plain, kMayBeLlama && f.llama);
+            finish(is_plain, false);
           }
         });
       }

@@ -35,11 +35,11 @@ __device__ __forceinline__ Activation made_of(float z, float s, float sc, bool s
 }
 // With s = sigmoid(z) and c = 1 - s = exp(-z) s, which does not cancel: the slope of s is s c, that of z s
 // is s + z s c. Where exp(-z) leaves fp32, s is 0 or as good as 0, and so is the slope for any finite c.
-// kUsual: |z| is at most half_exp::kUsual.
-template <bool kUsual>
+// kNear: |z| is at most half_exp::kUsual.
+template <bool kNear>
 __device__ __forceinline__ Activation activation(float z, bool sigmoid) {
   float s, sc;
-  if constexpr (kUsual) {
+  if constexpr (kNear) {
     const float e = exp_minus(z, half_exp::kMagic + 1);
     s = inverse(1.0f + e);
     sc = e * s * s;
@@ -60,7 +60,7 @@ __device__ __forceinline__ Activation quick_activation(float z, bool sigmoid) {
   return made_of(z, s, finite * s * s, sigmoid);
 }
 
-// Of V numbers of X. Of fp32 there is one question for all of them, whether each is usual, in place of those
+// Of V numbers of X. Of fp32 there is one question for all of them, whether each is near 0, in place of those
 // that a division and the limits ask of each: a third of the instructions of a gate.
 template <class X, int V>
 __device__ __forceinline__ void activate(const float (&z)[V], bool sigmoid, float (&value)[V],
@@ -75,11 +75,11 @@ __device__ __forceinline__ void activate(const float (&z)[V], bool sigmoid, floa
   if constexpr (sizeof(X) == 2) {
     make([&](float v) { return quick_activation(v, sigmoid); });
   } else {
-    bool usual = true;
+    bool near = true;
 #pragma unroll
-    for (int j = 0; j < V; ++j) usual &= fabsf(z[j]) <= half_exp::kUsual;  // not so of NaN
-    settled(usual, [&](auto is_usual) {
-      make([&](float v) { return activation<decltype(is_usual)::value>(v, sigmoid); });
+    for (int j = 0; j < V; ++j) near &= fabsf(z[j]) <= half_exp::kUsual;  // not so of NaN
+    settled(near, [&](auto is_near) {
+      make([&](float v) { return activation<decltype(is_near)::value>(v, sigmoid); });
     });
   }
 }

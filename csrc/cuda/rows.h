@@ -26,13 +26,15 @@ inline bool is_aligned(const Backward& b, const Plan& p) {
          is_aligned(b.bias) && is_aligned(b.dx) && is_aligned(b.dz);
 }
 
-constexpr int64_t kMostPlaced = int64_t{1} << 31;  // rows that are counted, and divided, in 32 bits
+constexpr int64_t kMostRows32 = int64_t{1} << 31;  // rows that are counted, and divided, in 32 bits
 
-// As most models call it: everything aligned, y and dy of x's dtype, all columns in the statistic; a gate is
-// z * sigmoid(z), without a bias. Such calls have kernels of their own, which ask for none of the rest.
+// As most models call gates and weights of several rows: everything is aligned, there is a weight, all
+// columns are in the statistic, y and dy have x's dtype, there is no residual, and beside a gate, which is
+// z * sigmoid(z), neither bias nor db. Such calls, if not of fp64, have kernels of their own, where none of
+// that is asked.
 template <class Call>
 bool has_usual_terms(const Call& call) {
-  return call.weight && call.k == call.n && call.rows <= kMostPlaced &&
+  return call.weight && call.k == call.n && call.rows <= kMostRows32 &&
          (call.gate == Gate::none || (!call.sigmoid && !call.bias));
 }
 inline bool is_usual(const Forward& f, const Plan& p) {
@@ -47,7 +49,7 @@ inline bool is_usual(const Backward& b, const Plan& p) {
 // 2^(31 + L), which is less than what separates a quotient from the next (Granlund and Montgomery
 // 1994, theorem 4.2). Where there are more rows, or the inner ones are as many, there is no multiplier.
 inline Rows with_divisor(Rows r, int64_t rows) {
-  if (r.inner > 1 && r.inner < kMostPlaced && rows <= kMostPlaced) {
+  if (r.inner > 1 && r.inner < kMostRows32 && rows <= kMostRows32) {
     int log = 1;
     while (int64_t{1} << log < r.inner) ++log;
     r.multiplier = static_cast<uint32_t>(((uint64_t{1} << (31 + log)) + r.inner - 1) / r.inner);

@@ -175,6 +175,10 @@ class Part:
                 for direction in DIRECTIONS:
                     if case.x == case.y or (direction == "backward" and residual):
                         self.attempt(case, direction, races=n < LONG)
+        for gate, n in itertools.product(GATES if self.x != "f64" else GATES[:1], (64, 2048)):
+            case = Case(*(3 * (self.x,)), n=n, rows=5, gate=gate, weight_has_rows=not gate)
+            for direction in DIRECTIONS:
+                self.attempt(replace(case, in_place=True, seed=n, max_grid=2), direction)
 
 
 def chosen(kernels: Kernels, x: str, arch: int) -> set[str]:

@@ -225,6 +225,38 @@ void bits(Checker& check, Dtype x, int percent, Asked asked) {
   }
 }
 
+// Under a gate: y over x or the gate, dx over x or dy, dz over the gate.
+void gates_in_place(Checker& check, Shape s, Random& random) {
+  s.k = s.n, s.rows = 7, s.residual = false, s.types.y = s.types.x;
+  for (Gate gate : {Gate::last, Gate::first}) {
+    s.gate = gate;
+    const auto where = [&](const char* what) {
+      return [&, what] { return on_device(what) + ", " + s.describe(); };
+    };
+    for (bool over_x : {false, true}) {
+      ForwardProblem f(s, random), in(s, random);
+      copy(in.x, f.x), copy(in.z, f.z), copy(in.weight, f.weight);
+      run(check, s, cuda::forward(f.args(), nullptr));
+      Forward args = in.args();
+      Array& y = over_x ? in.x : in.z;
+      args.y = y.data();
+      run(check, s, cuda::forward(args, nullptr));
+      check.that(y.same_bytes(f.y), where("gate in place, forward"));
+
+      BackwardProblem b(s, random, cuda::backward_workspace), over(s, random, cuda::backward_workspace);
+      copy(over.x, b.x), copy(over.dy, b.dy), copy(over.z, b.z), copy(over.weight, b.weight);
+      copy(over.rstd, b.rstd);
+      run(check, s, cuda::backward(b.args(), nullptr));
+      Backward back = over.args();
+      Array& dx = over_x ? over.x : over.dy;
+      back.dx = dx.data(), back.dz = over.z.data();
+      run(check, s, cuda::backward(back, nullptr));
+      check.that(dx.same_bytes(b.dx) && over.z.same_bytes(b.dz) && over.dw.same_bytes(b.dw),
+                 where("gate in place, backward"));
+    }
+  }
+}
+
 void special(Checker& check, Dtype x, int percent, Asked asked) {
   Random random(3);
   for (const Types& types : all_types()) {
@@ -283,6 +315,11 @@ void special(Checker& check, Dtype x, int percent, Asked asked) {
         }
       }
       s.residual = false, s.x_shift = s.out_shift = 0;
+      if (asked == Asked::general && x != Dtype::f64 && types.y == x) {
+        Shape gated = s;
+        gated.weight_has_rows = false, gated.weight_rows = 1;
+        gates_in_place(check, gated, random);
+      }
 
       // No rows: nothing to write but zeros in dw and db.
       s.rows = 0, s.db = true;
@@ -429,6 +466,21 @@ void quick_activations(Checker& check) {
 }
 
 // Rows are found by a multiplication that divides: exact for every row and number of rows side by side.
+// Rows are counted in 32 bits in the kernels of usual calls.
+void most_rows_of_usual_calls(Checker& check) {
+  Forward f;
+  Backward b;
+  f.n = f.k = b.n = b.k = 8, f.weight = b.weight = nullptr;
+  alignas(16) static float weight[8];
+  f.weight = b.weight = weight;
+  for (int more : {0, 1}) {
+    f.rows = b.rows = (int64_t{1} << 31) + more;
+    check.that(
+        cuda::is_usual(f, cuda::plan_of(f, 90)) != more && cuda::is_usual(b, cuda::plan_of(b, 90)) != more,
+        [] { return std::string("rows that 32 bits do not count are taken for usual"); });
+  }
+}
+
 void divisions(Checker& check) {
   Random random(5);
   const auto holds = [&](int64_t m, int64_t inner) {
@@ -464,6 +516,7 @@ void divisions(Checker& check) {
 
 void errors(Checker& check) {
   divisions(check);
+  most_rows_of_usual_calls(check);
   Forward f;
   f.rows = 1, f.n = f.k = (int64_t{1} << 30) + 1;
   Backward b;
