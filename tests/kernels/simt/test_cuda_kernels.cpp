@@ -470,9 +470,8 @@ void quick_activations(Checker& check) {
 void most_rows_of_usual_calls(Checker& check) {
   Forward f;
   Backward b;
-  f.n = f.k = b.n = b.k = 8, f.weight = b.weight = nullptr;
   alignas(16) static float weight[8];
-  f.weight = b.weight = weight;
+  f.n = f.k = b.n = b.k = 8, f.weight = b.weight = weight;
   for (int more : {0, 1}) {
     f.rows = b.rows = (int64_t{1} << 31) + more;
     check.that(
